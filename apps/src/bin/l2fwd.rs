@@ -1,0 +1,2 @@
+//! l2fwd
+fn main() {}

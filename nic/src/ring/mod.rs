@@ -1,0 +1,1 @@
+//! Rings between two threads of this process.

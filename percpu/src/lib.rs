@@ -1,0 +1,13 @@
+//! Which CPU am I on, which may I use, and how do I stay there.
+//!
+//! The lowest layer of Isoplane: it knows CPUs and the time stamp counter, and nothing of packets.
+
+pub mod cpu_list;
+pub mod pin;
+mod sys;
+pub mod topology;
+pub mod tsc;
+
+pub use cpu_list::CpuList;
+pub use pin::{PinError, pin_current_thread};
+pub use topology::Topology;

@@ -1,0 +1,38 @@
+//! Every system call this crate makes, one thin function each.
+#![allow(unsafe_code)]
+
+use crate::CpuList;
+use std::io;
+use std::mem;
+
+/// Highest CPU number + 1 the fixed-size mask of `sched_setaffinity(2)` can name.
+pub(crate) const CPU_SETSIZE: usize = libc::CPU_SETSIZE as usize;
+
+/// `sched_getaffinity(0)`: the CPUs the calling thread may run on.
+pub(crate) fn get_affinity() -> io::Result<CpuList> {
+    // SAFETY: cpu_set_t is plain bits, for which all zeroes is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
+    // SAFETY: `set` is a live cpu_set_t of exactly the size passed; the kernel only writes inside it.
+    let result = unsafe { libc::sched_getaffinity(0, mem::size_of_val(&set), &mut set) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: every index is below CPU_SETSIZE, the number of bits in the set.
+    Ok((0..CPU_SETSIZE)
+        .filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) })
+        .collect())
+}
+
+/// `sched_setaffinity(0)`: binds the calling thread to `cpu`, which must be below [`CPU_SETSIZE`].
+pub(crate) fn set_affinity(cpu: usize) -> io::Result<()> {
+    assert!(cpu < CPU_SETSIZE);
+    // SAFETY: as above, all zeroes is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
+    // SAFETY: `cpu` is below CPU_SETSIZE, asserted above.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: the kernel only reads `set`, whose size is the one passed.
+    match unsafe { libc::sched_setaffinity(0, mem::size_of_val(&set), &set) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
