@@ -215,13 +215,12 @@ impl FreeList {
         let cache = CACHES
             .try_with(|caches| caches.0[self.number as usize].get())
             .ok()?;
+        if cache.is_null() {
+            return self.attach();
+        }
         // SAFETY: not null, it was put there by `attach`, and the slot's list keeps it alive until this thread's Caches
         // are dropped, after which try_with fails. It is only used inside one call.
-        Some(if cache.is_null() {
-            self.attach()?
-        } else {
-            unsafe { &*cache }
-        })
+        Some(unsafe { &*cache })
     }
 
     #[cold]
