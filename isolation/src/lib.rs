@@ -26,10 +26,7 @@ impl KernelIsolation {
                 .and_then(|text| text.parse().ok())
                 .unwrap_or_default()
         };
-        Self {
-            isolated: list("isolated"),
-            nohz_full: list("nohz_full"),
-        }
+        Self { isolated: list("isolated"), nohz_full: list("nohz_full") }
     }
 
     /// What a worker on `cpu` will suffer from, in words; `None` where the kernel keeps away from it.
@@ -55,10 +52,7 @@ mod tests {
     #[test]
     fn a_cpu_is_quiet_only_with_both() {
         let list = |text: &str| text.parse().unwrap();
-        let kernel = KernelIsolation {
-            isolated: list("1-2"),
-            nohz_full: list("2"),
-        };
+        let kernel = KernelIsolation { isolated: list("1-2"), nohz_full: list("2") };
         assert!(kernel.shortcoming(0).unwrap().contains("shared with other tasks"));
         assert!(kernel.shortcoming(1).unwrap().contains("isolated but"));
         assert_eq!(kernel.shortcoming(2), None);

@@ -12,10 +12,7 @@ impl Counter {
     /// Adds `count`. Only ever call it from one thread at a time: simultaneous additions can get lost.
     #[inline(always)]
     pub fn add(&self, count: u64) {
-        self.0.store(
-            self.0.load(Ordering::Relaxed).wrapping_add(count),
-            Ordering::Relaxed,
-        );
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
     }
 
     /// Sets the value, for numbers that are counted elsewhere (by the kernel, by a device) or that go down.
@@ -121,8 +118,6 @@ impl QueueCounters {
 
     /// Each reason with its count.
     pub fn all_drops(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
-        DropReason::ALL
-            .iter()
-            .map(|reason| (*reason, self.drops(*reason).get()))
+        DropReason::ALL.iter().map(|reason| (*reason, self.drops(*reason).get()))
     }
 }

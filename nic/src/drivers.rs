@@ -26,11 +26,7 @@ pub fn check(spec: &PortSpec) -> Result<Box<dyn PortPlan>, PortError> {
         Some(driver) => (driver.check)(spec),
         None => {
             let names: Vec<&str> = DRIVERS.iter().map(|driver| driver.name).collect();
-            Err(spec.error(format!(
-                "unknown driver \"{}\": choose from {}",
-                spec.driver(),
-                names.join(", ")
-            )))
+            Err(spec.error(format!("unknown driver \"{}\": choose from {}", spec.driver(), names.join(", "))))
         }
     }
 }

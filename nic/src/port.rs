@@ -48,11 +48,7 @@ impl FromStr for MacAddress {
             let part = parts.next().filter(|part| part.len() == 2).ok_or_else(wrong)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
         }
-        if parts.next().is_some() {
-            Err(wrong())
-        } else {
-            Ok(Self(bytes))
-        }
+        if parts.next().is_some() { Err(wrong()) } else { Ok(Self(bytes)) }
     }
 }
 
@@ -237,13 +233,7 @@ mod tests {
     fn ethernet_addresses_are_read_and_written() {
         let mac: MacAddress = "02:00:5e:00:00:ff".parse().unwrap();
         assert_eq!((mac.0[5], mac.to_string().as_str()), (255, "02:00:5e:00:00:ff"));
-        for wrong in [
-            "",
-            "02:00:5e:00:00",
-            "02:00:5e:00:00:ff:01",
-            "2:0:5e:0:0:ff",
-            "02:00:5e:00:00:fg",
-        ] {
+        for wrong in ["", "02:00:5e:00:00", "02:00:5e:00:00:ff:01", "2:0:5e:0:0:ff", "02:00:5e:00:00:fg"] {
             assert!(wrong.parse::<MacAddress>().is_err(), "{wrong}");
         }
     }

@@ -22,10 +22,7 @@ impl FromStr for PortSpec {
     type Err = PortError;
 
     fn from_str(text: &str) -> Result<Self, PortError> {
-        let wrong = |problem: String| PortError::Specification {
-            port: format!("\"{text}\""),
-            problem,
-        };
+        let wrong = |problem: String| PortError::Specification { port: format!("\"{text}\""), problem };
         let (driver, rest) = text
             .split_once(':')
             .ok_or_else(|| wrong("no driver: write driver:target, such as afxdp:eth0 or mem:gen".into()))?;
@@ -33,28 +30,17 @@ impl FromStr for PortSpec {
         let mut options: Vec<(String, String)> = Vec::new();
         for option in query.split('&').filter(|option| !option.is_empty()) {
             let (key, value) = option.split_once('=').ok_or_else(|| {
-                wrong(format!(
-                    "the option \"{option}\" has no value: write {option}=VALUE"
-                ))
+                wrong(format!("the option \"{option}\" has no value: write {option}=VALUE"))
             })?;
             if options.iter().any(|(known, _)| known == key) {
-                return Err(wrong(format!(
-                    "the option \"{key}\" is there twice: give it once"
-                )));
+                return Err(wrong(format!("the option \"{key}\" is there twice: give it once")));
             }
             options.push((key.to_owned(), value.to_owned()));
         }
         if target.is_empty() {
-            return Err(wrong(format!(
-                "nothing behind \"{driver}:\": write {driver}:TARGET"
-            )));
+            return Err(wrong(format!("nothing behind \"{driver}:\": write {driver}:TARGET")));
         }
-        Ok(Self {
-            text: text.to_owned(),
-            driver: driver.to_owned(),
-            target: target.to_owned(),
-            options,
-        })
+        Ok(Self { text: text.to_owned(), driver: driver.to_owned(), target: target.to_owned(), options })
     }
 }
 
@@ -76,27 +62,17 @@ impl PortSpec {
 
     /// An error about this specification.
     pub fn error(&self, problem: impl Into<String>) -> PortError {
-        PortError::Specification {
-            port: self.text.clone(),
-            problem: problem.into(),
-        }
+        PortError::Specification { port: self.text.clone(), problem: problem.into() }
     }
 
     /// An error of the system that this specification ran into.
     pub fn open_error(&self, problem: impl Into<String>) -> PortError {
-        PortError::Open {
-            port: self.name(),
-            problem: problem.into(),
-        }
+        PortError::Open { port: self.name(), problem: problem.into() }
     }
 
     /// Refuses options that are not in `known`.
     pub fn check_keys(&self, known: &[&str]) -> Result<(), PortError> {
-        match self
-            .options
-            .iter()
-            .find(|(key, _)| !known.contains(&key.as_str()))
-        {
+        match self.options.iter().find(|(key, _)| !known.contains(&key.as_str())) {
             None => Ok(()),
             Some((key, _)) if known.is_empty() => {
                 Err(self.error(format!("unknown option \"{key}\": it takes none")))
@@ -109,10 +85,7 @@ impl PortSpec {
 
     /// The text of an option.
     pub fn text(&self, key: &str) -> Option<&str> {
-        self.options
-            .iter()
-            .find(|(known, _)| known == key)
-            .map(|(_, value)| value.as_str())
+        self.options.iter().find(|(known, _)| known == key).map(|(_, value)| value.as_str())
     }
 
     /// A whole number, within `range`. Decimal; `k`, `M` and `G` behind it multiply by powers of 1000.
@@ -126,10 +99,7 @@ impl PortSpec {
             Some(b'G') => (&text[..text.len() - 1], 1_000_000_000),
             _ => (text, 1),
         };
-        let number = digits
-            .parse::<u64>()
-            .ok()
-            .and_then(|number| number.checked_mul(factor));
+        let number = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
         number.filter(|number| range.contains(number)).ok_or_else(|| {
             self.error(format!(
                 "{key}={text}: choose a whole number from {} to {}",
@@ -144,14 +114,10 @@ impl PortSpec {
         let Some(text) = self.text(key) else {
             return Ok(default);
         };
-        choices
-            .iter()
-            .find(|(word, _)| *word == text)
-            .map(|(_, value)| *value)
-            .ok_or_else(|| {
-                let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
-                self.error(format!("{key}={text}: choose {}", words.join(", ")))
-            })
+        choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
+            let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+            self.error(format!("{key}={text}: choose {}", words.join(", ")))
+        })
     }
 
     /// `on` or `off`.
@@ -186,14 +152,9 @@ mod tests {
 
     #[test]
     fn numbers_have_suffixes_and_bounds() {
-        assert_eq!(
-            spec("mem:x?rate=2M").number("rate", 0..=u64::MAX, 0).unwrap(),
-            2_000_000
-        );
+        assert_eq!(spec("mem:x?rate=2M").number("rate", 0..=u64::MAX, 0).unwrap(), 2_000_000);
         for wrong in ["5", "-1", "x", "", "1e3", "99999999999G", "k"] {
-            let error = spec(&format!("mem:x?rate={wrong}"))
-                .number("rate", 0..=4, 0)
-                .unwrap_err();
+            let error = spec(&format!("mem:x?rate={wrong}")).number("rate", 0..=4, 0).unwrap_err();
             assert!(error.to_string().contains("from 0 to 4"), "{error}");
         }
     }
@@ -205,18 +166,9 @@ mod tests {
         assert!(error("afxdp:").contains("nothing behind"));
         assert!(error("mem:gen?size").contains("no value"));
         assert!(error("mem:gen?size=1&size=2").contains("twice"));
-        let error = spec("mem:gen?sise=1")
-            .check_keys(&["size", "rate"])
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("\"sise\"") && error.contains("size, rate"),
-            "{error}"
-        );
-        let error = spec("mem:gen?check=maybe")
-            .switch("check", true)
-            .unwrap_err()
-            .to_string();
+        let error = spec("mem:gen?sise=1").check_keys(&["size", "rate"]).unwrap_err().to_string();
+        assert!(error.contains("\"sise\"") && error.contains("size, rate"), "{error}");
+        let error = spec("mem:gen?check=maybe").switch("check", true).unwrap_err().to_string();
         assert!(error.contains("on, off"), "{error}");
     }
 

@@ -83,14 +83,11 @@ impl FromStr for CpuList {
         }
         for item in text.trim().split(',') {
             let number = |digits: &str| -> Result<usize, CpuListError> {
-                let cpu: usize = digits.trim().parse().map_err(|_| CpuListError::Syntax {
-                    item: item.trim().to_owned(),
-                })?;
-                if cpu > MAX_CPU {
-                    Err(CpuListError::TooLarge { cpu })
-                } else {
-                    Ok(cpu)
-                }
+                let cpu: usize = digits
+                    .trim()
+                    .parse()
+                    .map_err(|_| CpuListError::Syntax { item: item.trim().to_owned() })?;
+                if cpu > MAX_CPU { Err(CpuListError::TooLarge { cpu }) } else { Ok(cpu) }
             };
             let (first, last) = match item.split_once('-') {
                 Some((first, last)) => (number(first)?, number(last)?),

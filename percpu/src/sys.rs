@@ -18,9 +18,7 @@ pub(crate) fn get_affinity() -> io::Result<CpuList> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: every index is below CPU_SETSIZE, the number of bits in the set.
-    Ok((0..CPU_SETSIZE)
-        .filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) })
-        .collect())
+    Ok((0..CPU_SETSIZE).filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) }).collect())
 }
 
 /// `sched_setaffinity(0)`: binds the calling thread to `cpu`, which must be below [`CPU_SETSIZE`].

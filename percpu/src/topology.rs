@@ -27,11 +27,7 @@ impl Topology {
             Ok(text) => text.parse().unwrap_or_else(|_| allowed.clone()),
             Err(_) => allowed.clone(),
         };
-        Ok(Self {
-            possible: list("possible"),
-            online: list("online"),
-            allowed: allowed.clone(),
-        })
+        Ok(Self { possible: list("possible"), online: list("online"), allowed: allowed.clone() })
     }
 
     /// Why the calling process cannot use `cpu`, in words; `None` where it can.
@@ -69,11 +65,7 @@ mod tests {
     #[test]
     fn each_kind_of_unusable_cpu_has_its_own_words() {
         let list = |text: &str| text.parse().unwrap();
-        let topology = Topology {
-            possible: list("0-3"),
-            online: list("0-2"),
-            allowed: list("0-1"),
-        };
+        let topology = Topology { possible: list("0-3"), online: list("0-2"), allowed: list("0-1") };
         assert_eq!(topology.why_unusable(1), None);
         assert!(topology.why_unusable(2).unwrap().contains("affinity mask"));
         assert!(topology.why_unusable(3).unwrap().contains("offline"));

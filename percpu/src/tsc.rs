@@ -31,9 +31,7 @@ pub fn frequency_hz() -> u64 {
             return 1_000_000_000;
         }
         // The median of several short windows: being scheduled out inside one spoils that one only.
-        let mut samples: Vec<u64> = (0..5)
-            .map(|_| sample_frequency(Duration::from_millis(4)))
-            .collect();
+        let mut samples: Vec<u64> = (0..5).map(|_| sample_frequency(Duration::from_millis(4))).collect();
         samples.sort_unstable();
         samples[samples.len() / 2].max(1)
     })
@@ -70,10 +68,7 @@ mod tests {
         let (start, start_tsc) = (Instant::now(), now());
         while start.elapsed() < Duration::from_millis(50) {}
         let (elapsed_ns, tsc_ns) = (start.elapsed().as_nanos() as f64, to_ns(now() - start_tsc) as f64);
-        assert!(
-            (tsc_ns / elapsed_ns - 1.0).abs() < 0.02,
-            "{tsc_ns} ns by TSC, {elapsed_ns} ns by clock"
-        );
+        assert!((tsc_ns / elapsed_ns - 1.0).abs() < 0.02, "{tsc_ns} ns by TSC, {elapsed_ns} ns by clock");
         assert!(from_ns(to_ns(1_000_000)).abs_diff(1_000_000) < 10);
     }
 }

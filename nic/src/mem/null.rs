@@ -47,11 +47,7 @@ impl PortPlan for NullPlan {
                 counters: Arc::default(),
             })
         };
-        let tx = || -> Box<dyn TxQueue> {
-            Box::new(NullTx {
-                counters: Arc::default(),
-            })
-        };
+        let tx = || -> Box<dyn TxQueue> { Box::new(NullTx { counters: Arc::default() }) };
         Ok(OpenPort {
             port: Box::new(MemPort {
                 name: self.spec.name(),

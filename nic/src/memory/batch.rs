@@ -20,10 +20,7 @@ pub struct Batch {
 impl Batch {
     /// An empty batch.
     pub const fn new() -> Self {
-        Self {
-            packets: [const { MaybeUninit::uninit() }; BATCH_SIZE],
-            len: 0,
-        }
+        Self { packets: [const { MaybeUninit::uninit() }; BATCH_SIZE], len: 0 }
     }
 
     /// How many packets it holds.
@@ -92,9 +89,7 @@ impl Batch {
     #[inline]
     pub fn total_bytes(&self) -> u64 {
         // Two passes without a branch each are cheaper than one with: chains are rare.
-        let chained = self
-            .iter()
-            .fold(false, |chained, packet| chained | packet.is_chained());
+        let chained = self.iter().fold(false, |chained, packet| chained | packet.is_chained());
         if chained {
             return self.iter().map(|packet| packet.total_len() as u64).sum();
         }
@@ -108,11 +103,7 @@ impl Batch {
         // SAFETY: source and destination are different batches; `count` initialised packets are read and as many
         // free places written. `forget_front` then drops the source's claim on them, so each has one owner.
         unsafe {
-            ptr::copy_nonoverlapping(
-                other.packets.as_ptr(),
-                self.packets.as_mut_ptr().add(self.len),
-                count,
-            );
+            ptr::copy_nonoverlapping(other.packets.as_ptr(), self.packets.as_mut_ptr().add(self.len), count);
             other.forget_front(count);
         }
         self.len += count;
@@ -130,13 +121,7 @@ impl Batch {
             take(unsafe { place.assume_init_read() });
         }
         // SAFETY: [count, len) are still initialised and are moved, as plain bytes, to the front.
-        unsafe {
-            ptr::copy(
-                self.packets.as_ptr().add(count),
-                self.packets.as_mut_ptr(),
-                len - count,
-            )
-        };
+        unsafe { ptr::copy(self.packets.as_ptr().add(count), self.packets.as_mut_ptr(), len - count) };
         self.len = len - count;
     }
 
@@ -164,12 +149,8 @@ impl Batch {
             return;
         };
         let pool = first.handle() >> POOL_SHIFT;
-        let mixed = self
-            .iter()
-            .fold(0, |mixed, packet| mixed | (packet.handle() >> POOL_SHIFT ^ pool));
-        let chained = self
-            .iter()
-            .fold(false, |chained, packet| chained | packet.is_chained());
+        let mixed = self.iter().fold(0, |mixed, packet| mixed | (packet.handle() >> POOL_SHIFT ^ pool));
+        let chained = self.iter().fold(false, |chained, packet| chained | packet.is_chained());
         if mixed != 0 {
             return self.truncate(0);
         }
@@ -178,16 +159,13 @@ impl Batch {
         }
         let count = std::mem::replace(&mut self.len, 0);
         let packets: *const Packet = self.packets.as_ptr().cast();
-        registry::slot(pool << POOL_SHIFT)
-            .pool()
-            .free_list
-            .give_with(count, |handles| {
-                for (index, handle) in handles.iter_mut().enumerate() {
-                    // SAFETY: the first `count` are initialised; `len` is 0, so their claim on the frames ends with
-                    // this copy of the handles, which makes the free list the owner.
-                    *handle = unsafe { (*packets.add(index)).handle() };
-                }
-            });
+        registry::slot(pool << POOL_SHIFT).pool().free_list.give_with(count, |handles| {
+            for (index, handle) in handles.iter_mut().enumerate() {
+                // SAFETY: the first `count` are initialised; `len` is 0, so their claim on the frames ends with
+                // this copy of the handles, which makes the free list the owner.
+                *handle = unsafe { (*packets.add(index)).handle() };
+            }
+        });
     }
 
     /// Adds `count` packets that `write` makes; no more than [`room`](Self::room).
@@ -209,13 +187,7 @@ impl Batch {
         self.len -= count;
         if self.len > 0 {
             // SAFETY: the caller's promise; the rest moves to the front as plain bytes.
-            unsafe {
-                ptr::copy(
-                    self.packets.as_ptr().add(count),
-                    self.packets.as_mut_ptr(),
-                    self.len,
-                )
-            };
+            unsafe { ptr::copy(self.packets.as_ptr().add(count), self.packets.as_mut_ptr(), self.len) };
         }
     }
 }

@@ -81,9 +81,8 @@ impl FreeList {
             #[cfg(debug_assertions)]
             is_free: (0..frames).map(|_| true.into()).collect(),
         };
-        let handles: Vec<u32> = (0..frames as u32)
-            .map(|index| number << super::frame::POOL_SHIFT | index)
-            .collect();
+        let handles: Vec<u32> =
+            (0..frames as u32).map(|index| number << super::frame::POOL_SHIFT | index).collect();
         // The lowest frames on top: a small working set stays a small stretch of memory.
         list.to_depot(&handles);
         list
@@ -212,9 +211,7 @@ impl FreeList {
     /// This thread's cache; `None` while the thread is being torn down.
     #[inline(always)]
     fn local(&self) -> Option<&'static LocalCache> {
-        let cache = CACHES
-            .try_with(|caches| caches.0[self.number as usize].get())
-            .ok()?;
+        let cache = CACHES.try_with(|caches| caches.0[self.number as usize].get()).ok()?;
         if cache.is_null() {
             return self.attach();
         }
@@ -225,19 +222,10 @@ impl FreeList {
 
     #[cold]
     fn attach(&self) -> Option<&'static LocalCache> {
-        let cache = Arc::new(LocalCache {
-            len: AtomicU32::new(0),
-            frames: UnsafeCell::new([0; CAPACITY]),
-        });
+        let cache = Arc::new(LocalCache { len: AtomicU32::new(0), frames: UnsafeCell::new([0; CAPACITY]) });
         let pointer = Arc::as_ptr(&cache);
-        CACHES
-            .try_with(|caches| caches.0[self.number as usize].set(pointer))
-            .ok()?;
-        self.slot()
-            .caches
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(cache);
+        CACHES.try_with(|caches| caches.0[self.number as usize].set(pointer)).ok()?;
+        self.slot().caches.lock().unwrap_or_else(PoisonError::into_inner).push(cache);
         // SAFETY: the list just got an Arc that lives until this thread ends.
         Some(unsafe { &*pointer })
     }
@@ -254,10 +242,7 @@ impl FreeList {
         let caches = self.slot().caches.lock().unwrap_or_else(PoisonError::into_inner);
         self.chunks.len() * CHUNK
             + self.singles.len()
-            + caches
-                .iter()
-                .map(|cache| cache.len.load(Ordering::Relaxed) as usize)
-                .sum::<usize>()
+            + caches.iter().map(|cache| cache.len.load(Ordering::Relaxed) as usize).sum::<usize>()
     }
 
     /// True when every frame is in the depot: none in a packet, on a ring or in a thread's stack.

@@ -34,14 +34,7 @@ pub(crate) const SEGMENT_HEADER: usize = 64;
 impl Packet {
     #[inline(always)]
     pub(crate) fn new(handle: u32, offset: u16, length: u16, port: u16) -> Self {
-        Self {
-            handle,
-            offset,
-            length,
-            next: frame::NONE,
-            port,
-            flags: 0,
-        }
+        Self { handle, offset, length, next: frame::NONE, port, flags: 0 }
     }
 
     #[inline(always)]
@@ -94,11 +87,7 @@ impl Packet {
     /// Bytes in all segments.
     #[inline]
     pub fn total_len(&self) -> usize {
-        if self.is_chained() {
-            self.segments().map(<[u8]>::len).sum()
-        } else {
-            self.length as usize
-        }
+        if self.is_chained() { self.segments().map(<[u8]>::len).sum() } else { self.length as usize }
     }
 
     /// Where the data starts in the frame, in bytes.
@@ -172,11 +161,7 @@ impl Packet {
 
     /// The bytes of each segment in turn.
     pub fn segments(&self) -> Segments<'_> {
-        Segments {
-            handle: self.handle,
-            header: self.peek(),
-            packet: PhantomData,
-        }
+        Segments { handle: self.handle, header: self.peek(), packet: PhantomData }
     }
 
     /// How many segments it has; 1 unless it is a chain.
@@ -209,14 +194,7 @@ impl Packet {
         }
         let handle = mem::replace(&mut self.next, frame::NONE);
         let SegmentHeader { next, offset, length } = read_header(handle);
-        Some(Packet {
-            handle,
-            offset,
-            length,
-            next,
-            port: self.port,
-            flags: self.flags,
-        })
+        Some(Packet { handle, offset, length, next, port: self.port, flags: self.flags })
     }
 
     /// Gives up the packet for its frame, for a driver that puts it on a ring. Segments behind the first are freed.
@@ -233,11 +211,7 @@ impl Packet {
     }
 
     fn peek(&self) -> SegmentHeader {
-        SegmentHeader {
-            offset: self.offset,
-            length: self.length,
-            next: self.next,
-        }
+        SegmentHeader { offset: self.offset, length: self.length, next: self.next }
     }
 
     fn into_segment(self) -> u32 {
@@ -272,23 +246,13 @@ fn read_header(handle: u32) -> SegmentHeader {
     // SAFETY: a frame is at least 2 KiB, aligned to 2 KiB, and owned by the chain that `handle` was read from; the
     // header was written by `write_header` when it was linked, and no packet's data starts in the first 64 bytes
     // (`Frame::into_packet` and `prepend` see to it), so no safe write has touched it since.
-    unsafe {
-        registry::slot(handle)
-            .frame_address(handle)
-            .cast::<SegmentHeader>()
-            .read()
-    }
+    unsafe { registry::slot(handle).frame_address(handle).cast::<SegmentHeader>().read() }
 }
 
 fn write_header(handle: u32, header: SegmentHeader) {
     debug_assert!(header.offset as usize >= SEGMENT_HEADER);
     // SAFETY: as above: inside an owned, aligned frame, before its data.
-    unsafe {
-        registry::slot(handle)
-            .frame_address(handle)
-            .cast::<SegmentHeader>()
-            .write(header)
-    }
+    unsafe { registry::slot(handle).frame_address(handle).cast::<SegmentHeader>().write(header) }
 }
 
 impl Drop for Packet {
@@ -303,13 +267,7 @@ impl Drop for Packet {
 
 impl fmt::Debug for Packet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Packet(frame {:#x}, port {}, {} bytes",
-            self.handle,
-            self.port,
-            self.total_len()
-        )?;
+        write!(f, "Packet(frame {:#x}, port {}, {} bytes", self.handle, self.port, self.total_len())?;
         if self.is_chained() {
             write!(f, " in {} segments", self.segment_count())?;
         }

@@ -36,12 +36,7 @@ pub struct PoolConfig {
 
 impl Default for PoolConfig {
     fn default() -> Self {
-        Self {
-            frames: 8192,
-            frame_size: 2048,
-            headroom: MIN_HEADROOM,
-            pages: PageChoice::Auto,
-        }
+        Self { frames: 8192, frame_size: 2048, headroom: MIN_HEADROOM, pages: PageChoice::Auto }
     }
 }
 
@@ -80,10 +75,7 @@ impl PoolConfig {
             return Err(PoolError::Frames(self.frames));
         }
         if self.headroom < MIN_HEADROOM || self.headroom + MIN_DATA_ROOM > self.frame_size {
-            return Err(PoolError::Headroom {
-                headroom: self.headroom,
-                frame_size: self.frame_size,
-            });
+            return Err(PoolError::Headroom { headroom: self.headroom, frame_size: self.frame_size });
         }
         Ok(())
     }
@@ -158,11 +150,7 @@ impl Pool {
                 colours: (spare / CACHE_LINE + 1).min(32) as u32,
             })
         });
-        Ok(Self {
-            owner: Arc::new(Owner {
-                inner: inner.ok_or(PoolError::TooMany)??,
-            }),
-        })
+        Ok(Self { owner: Arc::new(Owner { inner: inner.ok_or(PoolError::TooMany)?? }) })
     }
 
     #[inline(always)]
@@ -196,9 +184,9 @@ impl Pool {
     /// Takes up to `frames.len()` bare frames for a ring: fills the places that are `None`, and says how many.
     pub fn allocate_frame(&self) -> Option<Frame> {
         let mut frame = None;
-        self.inner().free_list.take(1, |handles| {
-            frame = handles.first().map(|handle| Frame::from_handle(*handle))
-        });
+        self.inner()
+            .free_list
+            .take(1, |handles| frame = handles.first().map(|handle| Frame::from_handle(*handle)));
         frame
     }
 
@@ -206,9 +194,7 @@ impl Pool {
     #[inline]
     pub fn allocate_frames(&self, count: usize, mut receive: impl FnMut(Frame)) -> usize {
         self.inner().free_list.take(count.min(BATCH_SIZE), |handles| {
-            handles
-                .iter()
-                .for_each(|handle| receive(Frame::from_handle(*handle)));
+            handles.iter().for_each(|handle| receive(Frame::from_handle(*handle)));
         })
     }
 
@@ -264,12 +250,7 @@ impl Pool {
     pub fn audit(&self) -> Audit {
         self.flush_local();
         let (free, duplicated) = self.inner().free_list.audit_depot();
-        Audit {
-            frames: self.frames(),
-            free,
-            held: self.frames() - free,
-            duplicated,
-        }
+        Audit { frames: self.frames(), free, held: self.frames() - free, duplicated }
     }
 }
 
@@ -282,25 +263,13 @@ mod tests {
     use std::thread;
 
     fn pool(frames: usize) -> Pool {
-        Pool::new(&PoolConfig {
-            frames,
-            ..PoolConfig::default()
-        })
-        .unwrap()
+        Pool::new(&PoolConfig { frames, ..PoolConfig::default() }).unwrap()
     }
 
     #[track_caller]
     fn assert_whole(pool: &Pool) {
         let audit = pool.audit();
-        assert_eq!(
-            audit,
-            Audit {
-                frames: pool.frames(),
-                free: pool.frames(),
-                held: 0,
-                duplicated: 0
-            }
-        );
+        assert_eq!(audit, Audit { frames: pool.frames(), free: pool.frames(), held: 0, duplicated: 0 });
     }
 
     #[test]
@@ -344,10 +313,7 @@ mod tests {
         }
         let used = sets.iter().filter(|count| **count > 0).count();
         let most = *sets.iter().max().unwrap();
-        assert!(
-            used >= 12 && most < 4096 / 12 * 2,
-            "{used} sets used, {most} headers on one: {sets:?}"
-        );
+        assert!(used >= 12 && most < 4096 / 12 * 2, "{used} sets used, {most} headers on one: {sets:?}");
     }
 
     #[test]
@@ -366,9 +332,8 @@ mod tests {
                 }
             }
         });
-        let freed = thread::spawn(move || receive.iter().map(|batch| batch.len()).sum::<usize>())
-            .join()
-            .unwrap();
+        let freed =
+            thread::spawn(move || receive.iter().map(|batch| batch.len()).sum::<usize>()).join().unwrap();
         producer.join().unwrap();
         assert!(freed >= 2000);
         assert_whole(&pool);
@@ -377,33 +342,13 @@ mod tests {
     #[test]
     fn bad_numbers_are_refused_in_words() {
         let refuse = |config: PoolConfig| Pool::new(&config).err().unwrap().to_string();
+        assert!(refuse(PoolConfig { frame_size: 3000, ..PoolConfig::default() }).contains("2048 or 4096"));
+        assert!(refuse(PoolConfig { frames: 0, ..PoolConfig::default() }).contains("choose from 64"));
         assert!(
-            refuse(PoolConfig {
-                frame_size: 3000,
-                ..PoolConfig::default()
-            })
-            .contains("2048 or 4096")
+            refuse(PoolConfig { frames: usize::MAX, ..PoolConfig::default() }).contains("choose from 64")
         );
         assert!(
-            refuse(PoolConfig {
-                frames: 0,
-                ..PoolConfig::default()
-            })
-            .contains("choose from 64")
-        );
-        assert!(
-            refuse(PoolConfig {
-                frames: usize::MAX,
-                ..PoolConfig::default()
-            })
-            .contains("choose from 64")
-        );
-        assert!(
-            refuse(PoolConfig {
-                headroom: 1024,
-                ..PoolConfig::default()
-            })
-            .contains("choose from 128 to 522")
+            refuse(PoolConfig { headroom: 1024, ..PoolConfig::default() }).contains("choose from 128 to 522")
         );
     }
 

@@ -127,10 +127,7 @@ impl Region {
     }
 
     fn of(bytes: usize, page: PageSize) -> Result<Self, RegionError> {
-        let length = bytes
-            .max(1)
-            .checked_next_multiple_of(page.bytes())
-            .unwrap_or(usize::MAX & !0xFFFF_FFFF);
+        let length = bytes.max(1).checked_next_multiple_of(page.bytes()).unwrap_or(usize::MAX & !0xFFFF_FFFF);
         let map = || {
             // tmpfs hands out pages until the machine has none: the out-of-memory killer would answer, not fallocate.
             if page == PageSize::Base && available_bytes().is_some_and(|available| length > available) {
@@ -139,23 +136,11 @@ impl Region {
             let file = sys::memfd_create(c"isoplane-packets", page.memfd_flags())?;
             sys::allocate_file(file.as_fd(), length)?;
             let base = sys::map_shared(file.as_fd(), length, 0)?;
-            Ok(Self {
-                base,
-                length,
-                page,
-                file,
-            })
+            Ok(Self { base, length, page, file })
         };
         map().map_err(|source| match page {
-            PageSize::Base => RegionError::NoMemory {
-                bytes: length,
-                source,
-            },
-            _ => RegionError::NoHugepages {
-                pages: length / page.bytes(),
-                page,
-                source,
-            },
+            PageSize::Base => RegionError::NoMemory { bytes: length, source },
+            _ => RegionError::NoHugepages { pages: length / page.bytes(), page, source },
         })
     }
 

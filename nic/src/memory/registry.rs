@@ -103,14 +103,11 @@ pub(crate) fn register<E>(
     for slot in SLOTS.iter().filter(|slot| slot.zombie.load(Ordering::Relaxed)) {
         slot.sweep();
     }
-    let number = SLOTS
-        .iter()
-        .position(|slot| slot.pool.load(Ordering::Relaxed).is_null())?;
+    let number = SLOTS.iter().position(|slot| slot.pool.load(Ordering::Relaxed).is_null())?;
     Some(make(number as u32).map(|inner| {
         let slot = &SLOTS[number];
         slot.base.store(inner.region.base().as_ptr(), Ordering::Relaxed);
-        slot.frame_shift
-            .store(inner.frame_size.trailing_zeros(), Ordering::Relaxed);
+        slot.frame_shift.store(inner.frame_size.trailing_zeros(), Ordering::Relaxed);
         let raw = Box::into_raw(Box::new(inner));
         slot.pool.store(raw, Ordering::Release);
         // SAFETY: just made; freed only by `sweep`, see `Slot::pool`.
