@@ -30,3 +30,13 @@ pub fn check(spec: &PortSpec) -> Result<Box<dyn PortPlan>, PortError> {
         }
     }
 }
+
+/// All forms of all drivers, for `--help`.
+pub fn help() -> String {
+    let forms = || DRIVERS.iter().flat_map(|driver| driver.forms);
+    let mut text = String::from("Port specifications:\n");
+    for (form, meaning) in forms() {
+        text.push_str(&format!("  {form}\n      {meaning}\n"));
+    }
+    text
+}

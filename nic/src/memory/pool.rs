@@ -12,6 +12,7 @@ use super::packet::{Packet, SEGMENT_HEADER};
 use super::region::{PageChoice, PageSize, Region, RegionError};
 use super::registry::{self, MAX_POOLS};
 use crate::port::PortId;
+use std::fmt;
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -107,6 +108,12 @@ impl PoolInner {
 #[derive(Clone)]
 pub struct Pool {
     owner: Arc<Owner>,
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pool({}, {} frames of {} bytes)", self.number(), self.frames(), self.frame_size())
+    }
 }
 
 struct Owner {

@@ -1,0 +1,101 @@
+//! The command-line options that every application has.
+#![forbid(unsafe_code)]
+
+use clap::{Args, builder::ArgPredicate};
+use nic::PortSpec;
+use nic::memory::PageChoice;
+use percpu::CpuList;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Options of the dataplane, to be flattened into an application's own.
+#[derive(Args, Clone, Debug)]
+pub struct DataplaneArgs {
+    /// A port, as DRIVER:TARGET?KEY=VALUE&...; repeat for more, they are numbered from 0
+    #[arg(long = "port", value_name = "SPEC", help_heading = "Ports")]
+    pub ports: Vec<String>,
+
+    /// Receive packets for other stations too (always set where MAC addresses are left alone)
+    #[arg(long, help_heading = "Ports")]
+    pub promiscuous: bool,
+
+    /// CPUs for the workers, one each, such as 1-3,5 [default: one for each receive queue of a port, from the second CPU on]
+    #[arg(long, value_name = "CPULIST", help_heading = "CPUs")]
+    pub workers: Option<CpuList>,
+
+    /// CPU for the control core [default: the first that no worker has]
+    #[arg(long, value_name = "CPU", help_heading = "CPUs")]
+    pub control: Option<usize>,
+
+    /// Receive queues one worker polls [default: spread evenly over the workers]
+    #[arg(long, value_name = "N", help_heading = "CPUs")]
+    pub queues_per_worker: Option<usize>,
+
+    /// Frames of packet memory [default: what the ports' rings need and some more]
+    #[arg(long, value_name = "N", help_heading = "Packet memory")]
+    pub frames: Option<usize>,
+
+    /// Bytes of one frame: 2048 or 4096 [default: the smallest that all ports can work with]
+    #[arg(long, value_name = "BYTES", help_heading = "Packet memory")]
+    pub frame_size: Option<usize>,
+
+    /// Pages of packet memory: auto, 4K, 2M or 1G
+    #[arg(long, value_name = "SIZE", default_value = "auto", help_heading = "Packet memory")]
+    pub pages: PageChoice,
+
+    /// Stop after so many seconds [default: run until Ctrl-C, or until every input has ended]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Run")]
+    pub duration: Option<Duration>,
+
+    /// Seconds between two statistics tables; 0 for none
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "1", default_value_if("quiet", ArgPredicate::IsPresent, "0"), help_heading = "Run")]
+    pub stats_period: Duration,
+
+    /// Print no tables, only warnings and errors
+    #[arg(long, help_heading = "Run")]
+    pub quiet: bool,
+
+    /// Write a report of the run as JSON
+    #[arg(long, value_name = "FILE.json", help_heading = "Run")]
+    pub report: Option<PathBuf>,
+
+    /// No colours and no redrawing of the table
+    #[arg(long, help_heading = "Run")]
+    pub no_color: bool,
+}
+
+impl DataplaneArgs {
+    /// Uses these ports where the user named none.
+    pub fn default_ports(&mut self, specs: &[&str]) {
+        if self.ports.is_empty() {
+            self.ports = specs.iter().map(|spec| (*spec).to_owned()).collect();
+        }
+    }
+
+    pub(crate) fn port_specs(&self) -> Result<Vec<PortSpec>, nic::PortError> {
+        self.ports.iter().map(|text| text.parse()).collect()
+    }
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 =
+        text.parse().map_err(|_| format!("\"{text}\" is no number of seconds: write 10 or 0.5"))?;
+    // A year is longer than anyone means, and far from where the clock arithmetic could overflow.
+    if !(0.0..=31_536_000.0).contains(&seconds) {
+        return Err(format!("{text} seconds: choose from 0 to 31536000"));
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seconds_have_bounds() {
+        assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
+        for wrong in ["", "x", "-1", "NaN", "inf", "1e300"] {
+            assert!(parse_seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The control core: what is not moving packets, on a CPU of its own.
+//!
+//! It watches the links, brings counters up to date, draws the table, and ends the run when the time is over, a signal asks for it, every
+//! worker has ended, or every port is gone.
+#![forbid(unsafe_code)]
+
+use crate::arguments::DataplaneArgs;
+use crate::dataplane::CONTROL_PERIOD;
+use crate::error::Error;
+use crate::registry::Registry;
+use crate::signals::Signals;
+use crate::table::Table;
+use crate::worker::RunState;
+use nic::port::{LinkState, PortGone};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Runs until the end; gives the port whose loss ended the run, if that is what did.
+pub(crate) fn run(
+    registry: &mut Registry,
+    signals: &mut Signals,
+    state: &RunState,
+    args: &DataplaneArgs,
+    table: &mut Table,
+    workers_are_finished: impl Fn() -> bool,
+) -> Result<Option<PortGone>, Error> {
+    let start = Instant::now();
+    let mut next_table = args.stats_period;
+    let mut next_check = Duration::ZERO;
+    let ended = loop {
+        let elapsed = start.elapsed();
+        if elapsed >= next_check {
+            next_check = elapsed + CONTROL_PERIOD;
+            watch_links(registry, state);
+            if let Some(gone) = all_gone(registry) {
+                break Some(gone);
+            }
+        }
+        if !args.stats_period.is_zero() && elapsed >= next_table {
+            registry.ports.iter_mut().for_each(|entry| entry.port.refresh());
+            table.draw(registry, elapsed);
+            next_table += args.stats_period;
+            if next_table < elapsed {
+                // We were away for longer than a period: do not catch up by drawing several.
+                next_table = elapsed + args.stats_period;
+            }
+        }
+        if signals.asked_to_stop()
+            || workers_are_finished()
+            || args.duration.is_some_and(|duration| elapsed >= duration)
+        {
+            break None;
+        }
+        let mut until = next_check;
+        if !args.stats_period.is_zero() {
+            until = until.min(next_table);
+        }
+        if let Some(duration) = args.duration {
+            until = until.min(duration);
+        }
+        signals.wait(until.saturating_sub(start.elapsed()));
+    };
+    state.stop.store(true, Ordering::Relaxed);
+    // What happened since the last look; the workers may have ended because of it.
+    watch_links(registry, state);
+    Ok(ended.or_else(|| all_gone(registry)))
+}
+
+fn watch_links(registry: &mut Registry, state: &RunState) {
+    while let Some(gone) = state.events.pop() {
+        if let Some(entry) = registry.ports.iter_mut().find(|entry| entry.port.name() == gone.port)
+            && !matches!(entry.link, LinkState::Gone(_))
+        {
+            tracing::error!("{gone}");
+            entry.link = LinkState::Gone(gone.reason);
+        }
+    }
+    for entry in registry.ports.iter_mut().filter(|entry| !matches!(entry.link, LinkState::Gone(_))) {
+        let link = entry.port.link();
+        if link == entry.link {
+            continue;
+        }
+        match &link {
+            LinkState::Up { .. } => tracing::info!("{} is up", entry.port.name()),
+            LinkState::Down => tracing::warn!("{} is down", entry.port.name()),
+            LinkState::Gone(reason) => tracing::error!("{} has stopped: {reason}", entry.port.name()),
+        }
+        entry.link = link;
+    }
+}
+
+/// The last of the ports to go, when none is left.
+fn all_gone(registry: &Registry) -> Option<PortGone> {
+    let mut last = None;
+    for entry in &registry.ports {
+        match &entry.link {
+            LinkState::Gone(reason) => {
+                last = Some(PortGone { port: entry.port.name().to_owned(), reason: reason.clone() })
+            }
+            _ => return None,
+        }
+    }
+    last
+}

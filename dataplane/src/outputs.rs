@@ -1,0 +1,144 @@
+//! Where an application sends packets: one transmit queue for each port its worker may reach.
+#![forbid(unsafe_code)]
+
+use nic::counters::{DropReason, QueueCounters};
+use nic::port::{Doorbell, PortGone, TxQueue};
+use nic::{Batch, Packet, PortId};
+use std::sync::Arc;
+
+/// The transmit queues of one worker.
+pub struct Outputs {
+    /// By port number; `None` where this worker has no queue of the port.
+    queues: Vec<Option<Output>>,
+    /// The counters of the worker's receive queues. A drop that no transmit queue is to blame for is counted where
+    /// the packets came in.
+    sources: Vec<Arc<QueueCounters>>,
+    current: usize,
+    gone: Option<PortGone>,
+}
+
+struct Output {
+    queue: Box<dyn TxQueue>,
+    counters: Arc<QueueCounters>,
+    doorbell: Option<Arc<dyn Doorbell>>,
+    /// Packets sent one by one, until the batch is full or the loop turn ends.
+    pending: Batch,
+}
+
+impl Output {
+    /// Moves packets to the ring; where it is full, rings the doorbell and tries once more.
+    #[inline(always)]
+    fn transmit(&mut self, packets: &mut Batch, gone: &mut Option<PortGone>) {
+        self.queue.transmit(packets);
+        if !packets.is_empty() && self.queue.needs_doorbell() {
+            self.ring(gone);
+            self.queue.transmit(packets);
+        }
+    }
+
+    #[cold]
+    fn ring(&mut self, gone: &mut Option<PortGone>) {
+        if let Some(doorbell) = &self.doorbell {
+            self.counters.doorbells.add(1);
+            if let Err(error) = doorbell.ring() {
+                gone.get_or_insert(error);
+            }
+        }
+    }
+
+    #[inline]
+    fn flush_pending(&mut self, gone: &mut Option<PortGone>) {
+        let mut pending = std::mem::take(&mut self.pending);
+        self.transmit(&mut pending, gone);
+        self.counters.drops(DropReason::TxRingFull).add(pending.len() as u64);
+    }
+}
+
+impl Outputs {
+    /// For a worker with these receive queues, at least one.
+    pub(crate) fn new(ports: usize, sources: Vec<Arc<QueueCounters>>) -> Self {
+        Self { queues: (0..ports).map(|_| None).collect(), sources, current: 0, gone: None }
+    }
+
+    fn blame_source(&self, reason: DropReason, packets: usize) {
+        if let Some(counters) = self.sources.get(self.current) {
+            counters.drops(reason).add(packets as u64);
+        }
+    }
+
+    pub(crate) fn add(&mut self, to: PortId, queue: Box<dyn TxQueue>) {
+        let (counters, doorbell) = (Arc::clone(queue.counters()), queue.doorbell());
+        self.queues[usize::from(to.0)] = Some(Output { queue, counters, doorbell, pending: Batch::new() });
+    }
+
+    /// Sends all packets of the batch, in order; what the port cannot take is dropped and counted at it.
+    #[inline(always)]
+    pub fn send(&mut self, to: PortId, packets: &mut Batch) {
+        self.try_send(to, packets);
+        if !packets.is_empty() {
+            self.drop_unsent(to, packets);
+        }
+    }
+
+    /// Sends packets from the front of the batch, in order, and leaves in it what the port cannot take now.
+    #[inline(always)]
+    pub fn try_send(&mut self, to: PortId, packets: &mut Batch) {
+        if let Some(Some(output)) = self.queues.get_mut(usize::from(to.0)) {
+            if !output.pending.is_empty() {
+                output.flush_pending(&mut self.gone);
+            }
+            output.transmit(packets, &mut self.gone);
+        }
+    }
+
+    /// Sends one packet: it goes out with others when 64 are together, or at the end of the loop turn.
+    #[inline]
+    pub fn send_one(&mut self, to: PortId, packet: Packet) {
+        let Some(Some(output)) = self.queues.get_mut(usize::from(to.0)) else {
+            return self.blame_source(DropReason::NoTxQueue, 1);
+        };
+        if let Err(packet) = output.pending.push(packet) {
+            output.flush_pending(&mut self.gone);
+            // The batch was just emptied.
+            let _ = output.pending.push(packet);
+        }
+    }
+
+    /// Drops the packets of the batch, counted under this reason at the port they came in by.
+    pub fn discard(&mut self, packets: &mut Batch, reason: DropReason) {
+        self.blame_source(reason, packets.len());
+        packets.clear();
+    }
+
+    #[cold]
+    fn drop_unsent(&mut self, to: PortId, packets: &mut Batch) {
+        match self.queues.get(usize::from(to.0)) {
+            Some(Some(output)) => output.counters.drops(DropReason::TxRingFull).add(packets.len() as u64),
+            _ => self.blame_source(DropReason::NoTxQueue, packets.len()),
+        }
+        packets.clear();
+    }
+
+    /// Says which of the worker's receive queues the packets come from that the application gets next.
+    #[inline(always)]
+    pub(crate) fn set_source(&mut self, index: usize) {
+        self.current = index;
+    }
+
+    /// The end of a loop turn: pending packets go out and doorbells are rung.
+    #[inline(always)]
+    pub(crate) fn end_of_turn(&mut self) {
+        for output in self.queues.iter_mut().flatten() {
+            if !output.pending.is_empty() {
+                output.flush_pending(&mut self.gone);
+            }
+            if output.queue.needs_doorbell() {
+                output.ring(&mut self.gone);
+            }
+        }
+    }
+
+    pub(crate) fn take_gone(&mut self) -> Option<PortGone> {
+        self.gone.take()
+    }
+}

@@ -1,0 +1,160 @@
+//! The whole configuration, checked before anything is opened or changed.
+#![forbid(unsafe_code)]
+
+use crate::arguments::DataplaneArgs;
+use crate::assignment::{WorkerQueues, deal};
+use crate::dataplane::Dataplane;
+use crate::error::Error;
+use crate::placement::Placement;
+use isolation::KernelIsolation;
+use nic::drivers;
+use nic::memory::{BATCH_SIZE, PoolConfig};
+use nic::{PortId, PortPlan, PortSpec};
+use percpu::Topology;
+use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::path::Path;
+
+/// Frames a thread may keep to itself, and room for batches on their way: what a worker needs beyond the rings.
+const FRAMES_PER_WORKER: usize = 1024;
+
+/// A configuration that has been checked: ports, CPUs, queues, memory. Nothing is open yet.
+pub struct Plan {
+    pub(crate) args: DataplaneArgs,
+    pub(crate) ports: Vec<(PortSpec, Box<dyn PortPlan>)>,
+    pub(crate) placement: Placement,
+    reaches: BTreeSet<(PortId, PortId)>,
+}
+
+impl Plan {
+    /// Checks the options.
+    pub fn check(args: &DataplaneArgs) -> Result<Self, Error> {
+        let specs = args.port_specs()?;
+        if specs.is_empty() {
+            return Err(Error::Configuration(
+                "no port: give at least one --port SPEC, such as --port afxdp:eth0".into(),
+            ));
+        }
+        if specs.len() > usize::from(u16::MAX) {
+            return Err(Error::Configuration(format!(
+                "{} ports are too many: at most {}",
+                specs.len(),
+                u16::MAX
+            )));
+        }
+        let ports = specs
+            .into_iter()
+            .map(|spec| drivers::check(&spec).map(|plan| (spec, plan)))
+            .collect::<Result<Vec<_>, _>>()?;
+        if args.queues_per_worker == Some(0) {
+            return Err(Error::Configuration(
+                "--queues-per-worker 0: a worker polls at least one queue".into(),
+            ));
+        }
+        let queues: usize = ports.iter().map(|(_, plan)| plan.rx_queues()).sum();
+        let rounds = ports.iter().map(|(_, plan)| plan.rx_queues()).max().unwrap_or(1);
+        let wanted = args.queues_per_worker.map_or(rounds, |share| queues.div_ceil(share));
+        let topology = Topology::read().map_err(Error::system("cannot read the CPU affinity mask"))?;
+        let placement = Placement::choose(&topology, args.workers.as_ref(), args.control, wanted)?;
+        if let Some(path) = &args.report {
+            check_writable(path)?;
+        }
+        let ids = || (0..ports.len()).map(|port| PortId(port as u16));
+        let reaches = ids().flat_map(|from| ids().map(move |to| (from, to))).collect();
+        Ok(Self { args: args.clone(), ports, placement, reaches })
+    }
+
+    /// How many ports there are.
+    pub fn port_count(&self) -> usize {
+        self.ports.len()
+    }
+
+    /// Says where packets that come in by a port may go. Without it every port reaches every port, and needs a transmit queue
+    /// for each worker.
+    pub fn routes(mut self, to: impl Fn(PortId) -> PortId) -> Self {
+        self.reaches.retain(|(from, destination)| to(*from) == *destination);
+        self
+    }
+
+    pub(crate) fn deal(&self) -> Result<Vec<WorkerQueues>, Error> {
+        let rx_queues: Vec<usize> = self.ports.iter().map(|(_, plan)| plan.rx_queues()).collect();
+        let reaches = |from, to| self.reaches.contains(&(from, to));
+        let dealt = deal(&rx_queues, self.placement.workers.len(), self.args.queues_per_worker, reaches)?;
+        for (port, (spec, plan)) in self.ports.iter().enumerate() {
+            let (wanted, most) = (tx_queues(&dealt, port), plan.max_tx_queues());
+            if wanted > most {
+                return Err(Error::Configuration(format!(
+                    "{}: {wanted} workers send to it and it has {most} transmit queue{}: give it queues={wanted}, or fewer CPUs to --workers",
+                    spec.name(),
+                    if most == 1 { "" } else { "s" },
+                )));
+            }
+        }
+        Ok(dealt)
+    }
+
+    /// The pool that these ports and workers need.
+    pub(crate) fn pool_config(&self, dealt: &[WorkerQueues]) -> Result<PoolConfig, Error> {
+        let rings: usize =
+            self.ports.iter().enumerate().map(|(port, (_, plan))| plan.frames(tx_queues(dealt, port))).sum();
+        let batches: usize =
+            dealt.iter().map(|worker| FRAMES_PER_WORKER + worker.tx.len() * BATCH_SIZE).sum();
+        let needed = rings + batches;
+        if let Some(frames) = self.args.frames
+            && frames < needed
+        {
+            return Err(Error::Configuration(format!(
+                "--frames {frames}: the rings keep {rings} frames and the workers {batches}: choose at least {needed}"
+            )));
+        }
+        let smallest = self.ports.iter().max_by_key(|(_, plan)| plan.min_frame_size());
+        let least = smallest.map_or(2048, |(_, plan)| plan.min_frame_size());
+        let frame_size = self.args.frame_size.unwrap_or(least);
+        let config = PoolConfig {
+            frames: self.args.frames.unwrap_or_else(|| needed.next_power_of_two().max(4096)),
+            frame_size,
+            pages: self.args.pages,
+            ..PoolConfig::default()
+        };
+        config.check()?;
+        if let Some((spec, _)) = smallest
+            && frame_size < least
+        {
+            return Err(Error::Configuration(format!(
+                "--frame-size {frame_size}: {} needs frames of {least} bytes: choose that",
+                spec.name()
+            )));
+        }
+        Ok(config)
+    }
+
+    /// Opens the ports.
+    pub fn open(self) -> Result<Dataplane, Error> {
+        let kernel = KernelIsolation::read();
+        if self.placement.is_shared() {
+            tracing::warn!(
+                "one CPU for everything: the control core and the worker take turns on CPU {}, which costs gaps of milliseconds",
+                self.placement.control
+            );
+        }
+        for shortcoming in self.placement.workers.iter().filter_map(|&cpu| kernel.shortcoming(cpu)) {
+            tracing::info!("{shortcoming}");
+        }
+        Dataplane::open(self)
+    }
+}
+
+pub(crate) fn tx_queues(dealt: &[WorkerQueues], port: usize) -> usize {
+    dealt.iter().flat_map(|worker| &worker.tx).filter(|(to, _)| usize::from(to.0) == port).count()
+}
+
+/// Tells now, and not after an hour's run, that a report cannot be written; leaves no file behind.
+fn check_writable(path: &Path) -> Result<(), Error> {
+    let existed = path.exists();
+    let wrong = |source| Error::Report { path: path.display().to_string(), source };
+    OpenOptions::new().append(true).create(true).open(path).map_err(wrong)?;
+    if !existed {
+        std::fs::remove_file(path).map_err(wrong)?;
+    }
+    Ok(())
+}

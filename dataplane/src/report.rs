@@ -1,0 +1,104 @@
+//! What a run counted, as JSON and as text. The keys are stable.
+#![forbid(unsafe_code)]
+
+use crate::loop_gap::LoopGapNs;
+use crate::registry::PortEntry;
+use nic::memory::Audit;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Everything a run counted.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// From the first worker's start to the last one's end.
+    pub duration_s: f64,
+    /// The ports, by number.
+    pub ports: Vec<PortReport>,
+    /// The workers, by number.
+    pub workers: Vec<WorkerReport>,
+    /// The packet memory, counted frame by frame when every port was closed.
+    pub pool: PoolReport,
+}
+
+/// One port.
+#[derive(Clone, Debug, Serialize)]
+pub struct PortReport {
+    /// Its name: `afxdp:eth0`.
+    pub name: String,
+    /// Its driver: `afxdp`.
+    pub driver: String,
+    /// How it ran: `zero-copy, native XDP`.
+    pub mode: String,
+    /// Packets received by workers.
+    pub rx_packets: u64,
+    /// Their bytes.
+    pub rx_bytes: u64,
+    /// Packets handed to the port.
+    pub tx_packets: u64,
+    /// Their bytes.
+    pub tx_bytes: u64,
+    /// Lost packets by reason; reasons that never happened are left out.
+    pub drops: BTreeMap<String, u64>,
+    /// Times the kernel was woken for this port.
+    pub doorbells: u64,
+    /// Numbers of the driver's own.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub extra: BTreeMap<String, u64>,
+}
+
+/// One worker.
+#[derive(Clone, Debug, Serialize)]
+pub struct WorkerReport {
+    /// The CPU it ran on.
+    pub cpu: usize,
+    /// Packets it received.
+    pub packets: u64,
+    /// TSC ticks a packet, over the loop turns in which packets moved; `null` where none did.
+    pub tsc_per_packet: Option<f64>,
+    /// Loop turns.
+    pub turns: u64,
+    /// How long it was away from polling.
+    pub loop_gap_ns: LoopGapNs,
+}
+
+/// The packet memory.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct PoolReport {
+    /// Frames it has.
+    pub frames: usize,
+    /// Frames that were free at the end.
+    pub free: usize,
+    /// Frames that were on rings when the workers stopped; closing the ports gave them back.
+    pub held: u64,
+    /// Frames that nobody gave back: 0, or there is a bug.
+    pub leaked: usize,
+}
+
+impl PoolReport {
+    pub(crate) fn new(audit: Audit, held_at_stop: u64) -> Self {
+        Self {
+            frames: audit.frames,
+            free: audit.free,
+            held: held_at_stop,
+            leaked: audit.held + audit.duplicated,
+        }
+    }
+}
+
+impl PortReport {
+    pub(crate) fn new(entry: &PortEntry) -> Self {
+        let sample = entry.sample();
+        Self {
+            name: entry.port.name().to_owned(),
+            driver: entry.port.driver().to_owned(),
+            mode: entry.port.mode(),
+            rx_packets: sample.rx_packets,
+            rx_bytes: sample.rx_bytes,
+            tx_packets: sample.tx_packets,
+            tx_bytes: sample.tx_bytes,
+            drops: sample.drops.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
+            doorbells: sample.doorbells,
+            extra: entry.port.extra_counters().into_iter().collect(),
+        }
+    }
+}

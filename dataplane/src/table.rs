@@ -1,0 +1,198 @@
+//! The live table and the totals, for people at a terminal.
+//!
+//! On a terminal the table is redrawn in place, in colour; into a file or a pipe, or with `--no-color`, one follows the other.
+#![forbid(unsafe_code)]
+
+use crate::arguments::DataplaneArgs;
+use crate::registry::{PortSample, Registry, WorkerSample};
+use crate::report::Report;
+use nic::port::LinkState;
+use percpu::tsc;
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+pub(crate) struct Table {
+    quiet: bool,
+    redraw: bool,
+    colour: bool,
+    lines: usize,
+    last: Option<(Duration, Vec<PortSample>, Vec<WorkerSample>)>,
+}
+
+/// Ethernet's preamble, start delimiter, frame check sequence and gap: what a packet takes on the wire beyond its bytes.
+const WIRE_OVERHEAD: u64 = 24;
+
+impl Table {
+    pub(crate) fn new(args: &DataplaneArgs) -> Self {
+        let terminal = io::stdout().is_terminal() && !args.no_color;
+        Self {
+            quiet: args.quiet,
+            redraw: terminal,
+            colour: terminal && std::env::var_os("NO_COLOR").is_none(),
+            lines: 0,
+            last: None,
+        }
+    }
+
+    fn paint(&self, code: &str, text: &str) -> String {
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    /// Draws what happened since the last time.
+    pub(crate) fn draw(&mut self, registry: &Registry, elapsed: Duration) {
+        let ports: Vec<PortSample> = registry.ports.iter().map(|entry| entry.sample()).collect();
+        let workers: Vec<WorkerSample> = registry.workers.iter().map(|entry| entry.sample()).collect();
+        let (before, old_ports, old_workers) = self.last.take().unwrap_or_else(|| {
+            (
+                Duration::ZERO,
+                vec![PortSample::default(); ports.len()],
+                vec![WorkerSample::default(); workers.len()],
+            )
+        });
+        let seconds = (elapsed - before).as_secs_f64().max(1e-9);
+        let width = registry.ports.iter().map(|entry| entry.port.name().len()).max().unwrap_or(0).max(8);
+        let mut text = String::new();
+        let head = format!(
+            "{:>7.1} s  {:<width$}  {:>9} {:>10}  {:>9} {:>10}  {:>11}",
+            elapsed.as_secs_f64(),
+            "port",
+            "rx Mpps",
+            "rx Gbit/s",
+            "tx Mpps",
+            "tx Gbit/s",
+            "dropped/s"
+        );
+        let _ = writeln!(text, "{}", self.paint("1", &head));
+        for (index, ((entry, new), old)) in registry.ports.iter().zip(&ports).zip(&old_ports).enumerate() {
+            let mpps = |new: u64, old: u64| (new - old) as f64 / seconds / 1e6;
+            let gbits =
+                |bytes: u64, packets: u64| (bytes + packets * WIRE_OVERHEAD) as f64 * 8.0 / seconds / 1e9;
+            let dropped = (new.dropped().saturating_sub(old.dropped())) as f64 / seconds;
+            let drops = format!("{dropped:>11.0}");
+            let _ = write!(
+                text,
+                "{index:>9}  {:<width$}  {:>9.3} {:>10.3}  {:>9.3} {:>10.3}  {}",
+                entry.port.name(),
+                mpps(new.rx_packets, old.rx_packets),
+                gbits(new.rx_bytes - old.rx_bytes, new.rx_packets - old.rx_packets),
+                mpps(new.tx_packets, old.tx_packets),
+                gbits(new.tx_bytes - old.tx_bytes, new.tx_packets - old.tx_packets),
+                if dropped > 0.0 { self.paint("31", &drops) } else { drops },
+            );
+            let _ = match &entry.link {
+                LinkState::Up { .. } => writeln!(text),
+                LinkState::Down => writeln!(text, "  {}", self.paint("33", "link down")),
+                LinkState::Gone(_) => writeln!(text, "  {}", self.paint("31", "gone")),
+            };
+        }
+        for (index, ((entry, new), old)) in
+            registry.workers.iter().zip(&workers).zip(&old_workers).enumerate()
+        {
+            let packets = new.packets - old.packets;
+            let per_packet = if packets == 0 {
+                "idle".into()
+            } else {
+                format!("{:.1} tsc/packet", (new.busy_tsc - old.busy_tsc) as f64 / packets as f64)
+            };
+            let line = format!(
+                "worker {index} on CPU {}: {per_packet}, longest gap {}",
+                entry.cpu,
+                duration_text(tsc::to_ns(new.longest_gap_tsc))
+            );
+            let _ = writeln!(text, "           {}", self.paint("2", &line));
+        }
+        self.last = Some((elapsed, ports, workers));
+        self.print(&text);
+    }
+
+    fn print(&mut self, text: &str) {
+        let mut out = io::stdout().lock();
+        if self.redraw && self.lines > 0 {
+            // Up to the table's first line, and clear from there.
+            let _ = write!(out, "\x1b[{}A\x1b[J", self.lines);
+        }
+        self.lines = text.lines().count();
+        // A reader that went away (head, less) ends the output, not the run.
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    }
+
+    /// Prints what the whole run counted.
+    pub(crate) fn totals(&mut self, report: &Report) {
+        if self.quiet {
+            return;
+        }
+        let mut text = String::new();
+        let _ = writeln!(text, "\n{}", self.paint("1", &format!("Totals after {:.2} s", report.duration_s)));
+        for (index, port) in report.ports.iter().enumerate() {
+            let _ = writeln!(text, "  port {index}  {} ({})", port.name, port.mode);
+            let _ =
+                writeln!(text, "    received {:>14} packets {:>17} bytes", port.rx_packets, port.rx_bytes);
+            let _ =
+                writeln!(text, "    sent     {:>14} packets {:>17} bytes", port.tx_packets, port.tx_bytes);
+            for (reason, count) in &port.drops {
+                let _ = writeln!(text, "    {} {count:>14} packets  {reason}", self.paint("31", "dropped "));
+            }
+            for (name, value) in &port.extra {
+                let _ = writeln!(text, "    {name} {value}");
+            }
+        }
+        let _ = writeln!(
+            text,
+            "  {}",
+            self.paint(
+                "1",
+                &format!(
+                    "{:<18} {:>12} {:>8}  {:>9} {:>9} {:>9} {:>9} {:>9}",
+                    "loop gap", "packets", "tsc/pkt", "p50", "p99", "p99.9", "p99.99", "max"
+                )
+            )
+        );
+        for (index, worker) in report.workers.iter().enumerate() {
+            let gap = &worker.loop_gap_ns;
+            let cost = worker.tsc_per_packet.map_or("-".into(), |cost| format!("{cost:.2}"));
+            let _ = write!(
+                text,
+                "  {:<18} {:>12} {cost:>8} ",
+                format!("worker {index} on CPU {}", worker.cpu),
+                worker.packets
+            );
+            for ns in [gap.p50, gap.p99, gap.p999, gap.p9999, gap.max] {
+                let _ = write!(text, " {:>9}", duration_text(ns));
+            }
+            let _ = writeln!(text);
+        }
+        let pool = &report.pool;
+        let leaked = format!("{} leaked", pool.leaked);
+        let leaked = if pool.leaked > 0 { self.paint("31", &leaked) } else { leaked };
+        let _ = writeln!(text, "  pool: {} frames, {} free, {leaked}", pool.frames, pool.free);
+        let mut out = io::stdout().lock();
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    }
+}
+
+/// A duration with three digits and the unit that fits.
+fn duration_text(ns: u64) -> String {
+    let scaled = |value: f64, unit: &str| match value {
+        v if v < 10.0 => format!("{v:.2} {unit}"),
+        v if v < 100.0 => format!("{v:.1} {unit}"),
+        v => format!("{v:.0} {unit}"),
+    };
+    match ns {
+        0..1_000 => format!("{ns} ns"),
+        1_000..1_000_000 => scaled(ns as f64 / 1e3, "us"),
+        1_000_000..1_000_000_000 => scaled(ns as f64 / 1e6, "ms"),
+        _ => scaled(ns as f64 / 1e9, "s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_three_digits() {
+        let texts = [7, 999, 1_234, 45_678, 999_000, 1_000_000, 2_500_000_000].map(duration_text);
+        assert_eq!(texts, ["7 ns", "999 ns", "1.23 us", "45.7 us", "999 us", "1.00 ms", "2.50 s"]);
+    }
+}
