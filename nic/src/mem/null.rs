@@ -87,8 +87,7 @@ struct NullTx {
 impl TxQueue for NullTx {
     fn transmit(&mut self, batch: &mut Batch) {
         self.counters.packets.add(batch.len() as u64);
-        self.counters.bytes.add(batch.total_bytes());
-        batch.clear();
+        self.counters.bytes.add(batch.clear_counted());
     }
 
     fn counters(&self) -> &Arc<QueueCounters> {
