@@ -6,13 +6,24 @@ use nic::{MacAddress, Packet};
 /// Bytes of destination, source and type.
 pub const HEADER_LEN: usize = 14;
 
-/// Writes destination and source; a packet too short for them is left alone.
-#[inline(always)]
-pub fn set_addresses(packet: &mut Packet, destination: MacAddress, source: MacAddress) {
-    if let Some(header) = packet.data_mut().first_chunk_mut::<12>() {
-        // One 8-byte and one 4-byte store instead of twelve.
-        let [a, b, c, d, e, f] = destination.0;
-        let [g, h, i, j, k, l] = source.0;
-        *header = [a, b, c, d, e, f, g, h, i, j, k, l];
+/// A destination and a source address, laid out as on the wire: writing both is two stores and not twelve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses([u8; 12]);
+
+impl Addresses {
+    /// Lays them out.
+    pub fn new(destination: MacAddress, source: MacAddress) -> Self {
+        let mut bytes = [0; 12];
+        bytes[..6].copy_from_slice(&destination.0);
+        bytes[6..].copy_from_slice(&source.0);
+        Self(bytes)
+    }
+
+    /// Writes them to a packet; one too short for them is left alone.
+    #[inline(always)]
+    pub fn write(self, packet: &mut Packet) {
+        if let Some(header) = packet.data_mut().first_chunk_mut() {
+            *header = self.0;
+        }
     }
 }

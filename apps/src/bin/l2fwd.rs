@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use clap::Parser;
-use dataplane::{Application, DataplaneArgs, Outputs, Plan, PortMap, WorkerContext, ethernet};
+use dataplane::{Application, DataplaneArgs, Outputs, Plan, PortMap, WorkerContext, ethernet::Addresses};
 use nic::{Batch, MacAddress, PortId};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -26,39 +26,27 @@ struct Args {
     no_mac_updating: bool,
 }
 
-/// What a packet gets when it leaves: where to, and the addresses.
-#[derive(Clone, Copy)]
-struct Route {
-    to: PortId,
-    destination: MacAddress,
-    source: MacAddress,
-}
-
-struct L2Fwd {
-    /// By the port a packet came in by.
-    routes: Vec<Route>,
-    mac_updating: bool,
-}
+/// By the port a packet came in by: where it goes, and the addresses it gets (`None` to leave its own).
+struct L2Fwd(Vec<(PortId, Option<Addresses>)>);
 
 impl L2Fwd {
     fn new(worker: &WorkerContext, portmap: &PortMap, mac_updating: bool) -> Self {
         let route = |from: PortId| {
             let to = portmap[from];
             let [high, low] = to.0.to_be_bytes();
-            Route { to, destination: MacAddress([0x02, 0, 0, 0, high, low]), source: worker.port(to).mac }
+            let destination = MacAddress([0x02, 0, 0, 0, high, low]);
+            (to, mac_updating.then(|| Addresses::new(destination, worker.port(to).mac)))
         };
-        Self { routes: worker.ports.iter().map(|port| route(port.id)).collect(), mac_updating }
+        Self(worker.ports.iter().map(|port| route(port.id)).collect())
     }
 }
 
 impl Application for L2Fwd {
     #[inline]
     fn process(&mut self, packets: &mut Batch, from: PortId, out: &mut Outputs) {
-        let Route { to, destination, source } = self.routes[usize::from(from.0)];
-        if self.mac_updating {
-            for packet in packets.iter_mut() {
-                ethernet::set_addresses(packet, destination, source);
-            }
+        let (to, addresses) = self.0[usize::from(from.0)];
+        if let Some(addresses) = addresses {
+            packets.iter_mut().for_each(|packet| addresses.write(packet));
         }
         out.send(to, packets);
     }
