@@ -29,30 +29,51 @@ pub(crate) fn allocate_file(file: BorrowedFd<'_>, length: usize) -> io::Result<(
     Ok(())
 }
 
-/// `mmap(2)` of `length` bytes of `file` from `offset`, shared, readable and writable, populated.
-pub(crate) fn map_shared(file: BorrowedFd<'_>, length: usize, offset: i64) -> io::Result<NonNull<u8>> {
+/// `mmap(2)` of `length` bytes of address space with nothing behind it: no memory, no access.
+pub(crate) fn reserve(length: usize) -> io::Result<NonNull<u8>> {
     // SAFETY: a new mapping at an address of the kernel's choice overlays nothing that exists.
-    let address = unsafe {
-        libc::mmap(
-            ptr::null_mut(),
-            length,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED | libc::MAP_POPULATE,
-            file.as_raw_fd(),
-            offset,
-        )
-    };
+    unsafe { map(ptr::null_mut(), length, libc::PROT_NONE, RESERVED, -1) }
+}
+
+const RESERVED: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+
+/// `mmap(2)` of the first `length` bytes of `file` at `address`: shared, readable and writable, populated.
+///
+/// # Safety
+/// The range is inside one that [`reserve`] gave, and nobody else maps anything there.
+pub(crate) unsafe fn map_reserved(
+    address: NonNull<u8>,
+    length: usize,
+    file: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let flags = libc::MAP_SHARED | libc::MAP_POPULATE | libc::MAP_FIXED;
+    // SAFETY: the caller's promise: what MAP_FIXED replaces is reserved address space that nothing refers to.
+    unsafe { map(address.as_ptr(), length, libc::PROT_READ | libc::PROT_WRITE, flags, file.as_raw_fd()) }?;
+    Ok(())
+}
+
+/// `mmap(2)` that turns a range of [`map_reserved`] into reserved address space again.
+///
+/// # Safety
+/// The range is that of one [`map_reserved`] call, and nothing refers to its memory any more.
+pub(crate) unsafe fn unmap_reserved(address: NonNull<u8>, length: usize) {
+    // SAFETY: the caller's promise. It cannot fail but for want of kernel memory; the range then stays mapped.
+    let _ = unsafe { map(address.as_ptr(), length, libc::PROT_NONE, RESERVED | libc::MAP_FIXED, -1) };
+}
+
+/// # Safety
+/// With MAP_FIXED in `flags`, the range may be replaced.
+unsafe fn map(
+    address: *mut u8,
+    length: usize,
+    protection: libc::c_int,
+    flags: libc::c_int,
+    fd: libc::c_int,
+) -> io::Result<NonNull<u8>> {
+    // SAFETY: the caller's promise; without MAP_FIXED nothing existing is touched.
+    let address = unsafe { libc::mmap(address.cast(), length, protection, flags, fd, 0) };
     if address == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
     NonNull::new(address.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))
-}
-
-/// `munmap(2)`.
-///
-/// # Safety
-/// `address` and `length` are those of one [`map_shared`] call, and nothing refers to the memory any more.
-pub(crate) unsafe fn unmap(address: NonNull<u8>, length: usize) {
-    // SAFETY: the caller's promise is what munmap needs; it can then only fail on a wrong argument.
-    unsafe { libc::munmap(address.as_ptr().cast(), length) };
 }

@@ -21,7 +21,7 @@ impl Frame {
         Self(handle)
     }
 
-    /// The frame's number in its pool.
+    /// The frame's place in its pool's region, in units of 2 KiB: its first byte is `index << 11` into the region.
     #[inline]
     pub fn index(&self) -> u32 {
         self.0 & INDEX_MASK
@@ -39,7 +39,7 @@ impl Frame {
     /// chains: a device's numbers are not to be trusted.
     #[inline]
     pub fn into_packet(self, offset: usize, length: usize) -> Option<Packet> {
-        let size = registry::slot(self.0).frame_size();
+        let size = registry::slot(self.0).pool().frame_size;
         if offset < super::packet::SEGMENT_HEADER || offset > size || length > size - offset {
             return None;
         }

@@ -70,8 +70,8 @@ pub(crate) struct FreeList {
 }
 
 impl FreeList {
-    /// A list of pool `number` with all its `frames` free.
-    pub(crate) fn new(number: u32, frames: usize) -> Self {
+    /// A list of pool `number` with all its `frames` free, whose handles are `step` apart.
+    pub(crate) fn new(number: u32, frames: usize, step: usize) -> Self {
         let list = Self {
             number,
             frames,
@@ -79,10 +79,12 @@ impl FreeList {
             chunks: ArrayQueue::new(frames.div_ceil(CHUNK)),
             singles: ArrayQueue::new(frames),
             #[cfg(debug_assertions)]
-            is_free: (0..frames).map(|_| true.into()).collect(),
+            is_free: (0..frames * step).map(|_| true.into()).collect(),
         };
-        let handles: Vec<u32> =
-            (0..frames as u32).map(|index| number << super::frame::POOL_SHIFT | index).collect();
+        let handles: Vec<u32> = (0..frames * step)
+            .step_by(step)
+            .map(|index| number << super::frame::POOL_SHIFT | index as u32)
+            .collect();
         // The lowest frames on top: a small working set stays a small stretch of memory.
         list.to_depot(&handles);
         list

@@ -11,6 +11,7 @@ mod packet;
 mod pool;
 mod region;
 mod registry;
+mod window;
 
 pub use batch::{BATCH_SIZE, Batch};
 pub use frame::Frame;

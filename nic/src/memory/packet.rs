@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use super::frame::{self, Frame};
-use super::registry;
+use super::{registry, window};
 use crate::port::PortId;
 use std::marker::PhantomData;
 use std::{fmt, mem, slice};
@@ -69,11 +69,11 @@ impl Packet {
 
     #[inline(always)]
     fn base(&self) -> *mut u8 {
-        registry::slot(self.handle).frame_address(self.handle)
+        window::address(self.handle)
     }
 
     fn frame_size(&self) -> usize {
-        registry::slot(self.handle).frame_size()
+        registry::slot(self.handle).pool().frame_size
     }
 
     /// The bytes of the first segment (of the whole packet, unless it is a chain).
@@ -266,13 +266,13 @@ fn read_header(handle: u32) -> SegmentHeader {
     // SAFETY: a frame is at least 2 KiB, aligned to 2 KiB, and owned by the chain that `handle` was read from; the
     // header was written by `write_header` when it was linked, and no packet's data starts in the first 64 bytes
     // (`Frame::into_packet` and `prepend` see to it), so no safe write has touched it since.
-    unsafe { registry::slot(handle).frame_address(handle).cast::<SegmentHeader>().read() }
+    unsafe { window::address(handle).cast::<SegmentHeader>().read() }
 }
 
 fn write_header(handle: u32, header: SegmentHeader) {
     debug_assert!(header.offset as usize >= SEGMENT_HEADER);
     // SAFETY: as above: inside an owned, aligned frame, before its data.
-    unsafe { registry::slot(handle).frame_address(handle).cast::<SegmentHeader>().write(header) }
+    unsafe { window::address(handle).cast::<SegmentHeader>().write(header) }
 }
 
 impl Drop for Packet {
@@ -309,7 +309,7 @@ impl<'a> Iterator for Segments<'a> {
         if self.handle == frame::NONE {
             return None;
         }
-        let base = registry::slot(self.handle).frame_address(self.handle);
+        let base = window::address(self.handle);
         // SAFETY: the frame belongs to the packet that is borrowed for 'a, alone or as a segment of its chain;
         // offset + length lie inside it, as for `Packet::data`.
         let data = unsafe {

@@ -3,7 +3,7 @@
 //! Every port of a process can use every frame. The data of a fresh packet starts at the headroom plus a *colour*, a
 //! multiple of the cache line that differs from frame to frame: without it all headers of a pool fall on the same few sets of
 //! the first-level cache and push each other out.
-#![forbid(unsafe_code)]
+#![allow(unsafe_code)]
 
 use super::batch::{BATCH_SIZE, Batch};
 use super::frame::{Frame, INDEX_MASK};
@@ -11,6 +11,7 @@ use super::free_list::FreeList;
 use super::packet::{Packet, SEGMENT_HEADER};
 use super::region::{PageChoice, PageSize, Region, RegionError};
 use super::registry::{self, MAX_POOLS};
+use super::window;
 use crate::port::PortId;
 use std::fmt;
 use std::sync::Arc;
@@ -18,7 +19,11 @@ use thiserror::Error;
 
 /// The smallest headroom, in bytes: room for the segment header and for some tunnels' headers.
 pub const MIN_HEADROOM: usize = 128;
+/// Half of what handles can number, so that frames of 4 KiB, which take two handles each, fit too.
+const MAX_FRAMES: usize = (INDEX_MASK / 2) as usize;
 const CACHE_LINE: usize = 64;
+/// Enough that a few batches of headers fit into an 8-way cache; more would take room from the data.
+const MAX_COLOURS: usize = 8;
 /// What colouring leaves for data in any case: a full Ethernet frame with two VLAN tags.
 const MIN_DATA_ROOM: usize = 1526;
 
@@ -48,7 +53,7 @@ pub enum PoolError {
     #[error("frames of {0} bytes are not supported: choose 2048 or 4096")]
     FrameSize(usize),
     /// None, or more than a handle can number.
-    #[error("a pool of {0} frames is not possible: choose from 64 to {INDEX_MASK}")]
+    #[error("a pool of {0} frames is not possible: choose from 64 to {MAX_FRAMES}")]
     Frames(usize),
     /// No room left for a full Ethernet frame, or none for the segment header.
     #[error("headroom {headroom} does not fit frames of {frame_size} bytes: choose from {MIN_HEADROOM} to {most}", most = .frame_size - MIN_DATA_ROOM)]
@@ -72,7 +77,7 @@ impl PoolConfig {
         if !matches!(self.frame_size, 2048 | 4096) {
             return Err(PoolError::FrameSize(self.frame_size));
         }
-        if self.frames < BATCH_SIZE || self.frames > INDEX_MASK as usize {
+        if self.frames < BATCH_SIZE || self.frames > MAX_FRAMES {
             return Err(PoolError::Frames(self.frames));
         }
         if self.headroom < MIN_HEADROOM || self.headroom + MIN_DATA_ROOM > self.frame_size {
@@ -145,16 +150,20 @@ impl Pool {
     pub fn new(config: &PoolConfig) -> Result<Self, PoolError> {
         config.check()?;
         let inner = registry::register(|number| {
-            let region = Region::allocate(config.frames * config.frame_size, config.pages)?;
+            let place = window::reserve(number)?;
+            let bytes = config.frames * config.frame_size;
+            // SAFETY: `place` starts the part of the window that belongs to this pool's number, which was free, and
+            // `check` keeps a pool below 512 GiB, so the region does not reach into the next part.
+            let region = unsafe { Region::allocate(place, bytes, config.pages) }?;
             let spare = config.frame_size - config.headroom - MIN_DATA_ROOM;
             Ok::<_, PoolError>(PoolInner {
                 region,
                 frame_size: config.frame_size,
-                free_list: FreeList::new(number, config.frames),
+                free_list: FreeList::new(number, config.frames, config.frame_size >> window::STRIDE_SHIFT),
                 number,
                 frames: config.frames,
                 headroom: config.headroom as u16,
-                colours: (spare / CACHE_LINE + 1).min(32) as u32,
+                colours: (spare / CACHE_LINE + 1).min(MAX_COLOURS) as u32,
             })
         });
         Ok(Self { owner: Arc::new(Owner { inner: inner.ok_or(PoolError::TooMany)?? }) })
@@ -321,6 +330,30 @@ mod tests {
         let used = sets.iter().filter(|count| **count > 0).count();
         let most = *sets.iter().max().unwrap();
         assert!(used >= 12 && most < 4096 / 12 * 2, "{used} sets used, {most} headers on one: {sets:?}");
+    }
+
+    #[test]
+    fn too_much_is_an_error_in_words() {
+        let refuse = |frames, pages| {
+            Pool::new(&PoolConfig { frames, pages, ..PoolConfig::default() }).err().unwrap().to_string()
+        };
+        let error = refuse(MAX_FRAMES, PageChoice::Exactly(PageSize::Base));
+        assert!(error.contains("fewer frames"), "{error}");
+        let error = refuse(MAX_FRAMES, PageChoice::Exactly(PageSize::Huge2M));
+        assert!(error.contains("nr_hugepages"), "{error}");
+    }
+
+    #[test]
+    fn large_frames_do_not_overlap() {
+        let pool = Pool::new(&PoolConfig { frames: 64, frame_size: 4096, ..PoolConfig::default() }).unwrap();
+        let mut packets: Vec<Packet> = std::iter::from_fn(|| pool.allocate(3000)).collect();
+        assert_eq!(packets.len(), 64);
+        packets.iter_mut().enumerate().for_each(|(mark, packet)| packet.data_mut().fill(mark as u8));
+        for (mark, packet) in packets.iter().enumerate() {
+            assert!(packet.data().iter().all(|byte| *byte == mark as u8), "packet {mark} was overwritten");
+        }
+        drop(packets);
+        assert_whole(&pool);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A stretch of memory made of the largest pages to be had.
+//! A stretch of memory made of the largest pages to be had, at a place in the [window](super::window).
 //!
 //! It is a memfd: it can be handed to another process, and nothing of it is left behind when the last user goes, however
 //! it goes. Hugepages save TLB misses; where there are none we go on with 4 KiB pages, and say so.
@@ -78,18 +78,26 @@ impl FromStr for PageChoice {
 #[derive(Debug, Error)]
 pub enum RegionError {
     /// Not enough free hugepages of the size asked for.
-    #[error("no {pages} free hugepages of {size}: run \"echo {pages} > /sys/kernel/mm/hugepages/hugepages-{kib}kB/nr_hugepages\" as root, or choose --pages auto ({source})", kib = .page.bytes() >> 10, size = .page.name())]
+    #[error("fewer than {pages} free hugepages of {size}: run \"echo {pages} > /sys/kernel/mm/hugepages/hugepages-{kib}kB/nr_hugepages\" as root, or choose --pages 4K", kib = .page.bytes() >> 10, size = .page.name())]
     NoHugepages {
         /// How many pages were needed.
         pages: usize,
         /// Of what size.
         page: PageSize,
-        /// What the kernel answered.
-        source: io::Error,
     },
     /// Not enough memory at all.
     #[error("cannot get {bytes} bytes of packet memory: ask for fewer frames ({source})")]
     NoMemory {
+        /// How much was asked for.
+        bytes: usize,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// No address space.
+    #[error(
+        "cannot reserve {bytes} bytes of address space: raise the limit with \"ulimit -v unlimited\" ({source})"
+    )]
+    NoAddressSpace {
         /// How much was asked for.
         bytes: usize,
         /// What the kernel answered.
@@ -114,19 +122,30 @@ unsafe impl Sync for Region {}
 
 impl Region {
     /// Allocates at least `bytes` bytes, rounded up to whole pages.
-    pub fn allocate(bytes: usize, choice: PageChoice) -> Result<Self, RegionError> {
+    ///
+    /// # Safety
+    /// `place` is the start of a pool's part of the window, and no other region is there.
+    pub(crate) unsafe fn allocate(
+        place: NonNull<u8>,
+        bytes: usize,
+        choice: PageChoice,
+    ) -> Result<Self, RegionError> {
+        // SAFETY: the caller's promise, for this and for the one below; a failed attempt leaves nothing mapped.
+        let of = |page| unsafe { Self::of(place, bytes, page) };
         match choice {
-            PageChoice::Exactly(page) => Self::of(bytes, page),
-            PageChoice::Auto => Self::of(bytes, PageSize::Huge2M).or_else(|error| {
+            PageChoice::Exactly(page) => of(page),
+            PageChoice::Auto => of(PageSize::Huge2M).or_else(|error| {
                 if bytes >= PageSize::Huge2M.bytes() {
-                    tracing::warn!("packet memory on 4K pages, which costs TLB misses: {error}");
+                    tracing::warn!("packet memory is on 4K pages, which costs TLB misses: {error}");
                 }
-                Self::of(bytes, PageSize::Base)
+                of(PageSize::Base)
             }),
         }
     }
 
-    fn of(bytes: usize, page: PageSize) -> Result<Self, RegionError> {
+    /// # Safety
+    /// As for [`allocate`](Self::allocate).
+    unsafe fn of(base: NonNull<u8>, bytes: usize, page: PageSize) -> Result<Self, RegionError> {
         let length = bytes.max(1).checked_next_multiple_of(page.bytes()).unwrap_or(usize::MAX & !0xFFFF_FFFF);
         let map = || {
             // tmpfs hands out pages until the machine has none: the out-of-memory killer would answer, not fallocate.
@@ -135,12 +154,13 @@ impl Region {
             }
             let file = sys::memfd_create(c"isoplane-packets", page.memfd_flags())?;
             sys::allocate_file(file.as_fd(), length)?;
-            let base = sys::map_shared(file.as_fd(), length, 0)?;
+            // SAFETY: the caller's promise that this part of the window is free.
+            unsafe { sys::map_reserved(base, length, file.as_fd()) }?;
             Ok(Self { base, length, page, file })
         };
         map().map_err(|source| match page {
             PageSize::Base => RegionError::NoMemory { bytes: length, source },
-            _ => RegionError::NoHugepages { pages: length / page.bytes(), page, source },
+            _ => RegionError::NoHugepages { pages: length / page.bytes(), page },
         })
     }
 
@@ -174,27 +194,8 @@ fn available_bytes() -> Option<usize> {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: base and length are those map_shared gave; the owner (a pool) drops its region only when every
+        // SAFETY: base and length are those of map_reserved; the owner (a pool) drops its region only when every
         // frame is back, so no packet refers to it.
-        unsafe { sys::unmap(self.base, self.length) };
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn base_pages_are_always_there_and_whole() {
-        let region = Region::allocate(5000, PageChoice::Exactly(PageSize::Base)).unwrap();
-        assert_eq!((region.length(), region.page()), (8192, PageSize::Base));
-    }
-
-    #[test]
-    fn too_much_is_an_error_in_words() {
-        let error = Region::allocate(1 << 50, PageChoice::Auto).unwrap_err();
-        assert!(error.to_string().contains("fewer frames"), "{error}");
-        let error = Region::allocate(1 << 44, PageChoice::Exactly(PageSize::Huge2M)).unwrap_err();
-        assert!(error.to_string().contains("nr_hugepages"), "{error}");
+        unsafe { sys::unmap_reserved(self.base, self.length) };
     }
 }

@@ -1,7 +1,7 @@
 //! The static table of pools.
 //!
-//! A packet names its pool by four bits. This table turns them into an address without the packet carrying a pointer or
-//! a reference count, which is what keeps it at 16 bytes.
+//! A packet names its pool by four bits. This table turns them into the free list to give the frame back to, without the
+//! packet carrying a pointer or a reference count, which is what keeps it at 16 bytes.
 //!
 //! Life of a slot: empty -> live -> (all user handles gone) -> empty when every frame is back, or else a *zombie* that
 //! keeps its memory mapped, so that a packet that is still held stays valid. A zombie is swept when its last frame has
@@ -11,17 +11,15 @@
 use super::free_list::LocalCache;
 use super::pool::PoolInner;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How many pools one process may have at a time.
 pub const MAX_POOLS: usize = 16;
 
-/// One pool's place; a cache line of its own, read for every access to packet data.
+/// One pool's place.
 #[repr(align(64))]
 pub(crate) struct Slot {
-    base: AtomicPtr<u8>,
-    frame_shift: AtomicU32,
     pool: AtomicPtr<PoolInner>,
     zombie: AtomicBool,
     /// The thread caches that may hold frames of this slot's pool. They outlive the pool.
@@ -30,8 +28,6 @@ pub(crate) struct Slot {
 
 static SLOTS: [Slot; MAX_POOLS] = [const {
     Slot {
-        base: AtomicPtr::new(ptr::null_mut()),
-        frame_shift: AtomicU32::new(0),
         pool: AtomicPtr::new(ptr::null_mut()),
         zombie: AtomicBool::new(false),
         caches: Mutex::new(Vec::new()),
@@ -52,22 +48,6 @@ pub(crate) fn slot(handle: u32) -> &'static Slot {
 }
 
 impl Slot {
-    /// The address of a frame's first byte.
-    #[inline(always)]
-    pub(crate) fn frame_address(&self, handle: u32) -> *mut u8 {
-        let index = (handle & super::frame::INDEX_MASK) as usize;
-        let offset = index << self.frame_shift.load(Ordering::Relaxed);
-        // A plain integer step: the handle of a live packet or frame is always inside its pool's region, because
-        // handles are only made by the pool, from 0..frames.
-        self.base.load(Ordering::Relaxed).wrapping_add(offset)
-    }
-
-    /// Bytes of one frame.
-    #[inline(always)]
-    pub(crate) fn frame_size(&self) -> usize {
-        1 << self.frame_shift.load(Ordering::Relaxed)
-    }
-
     /// The pool of a live frame.
     #[inline(always)]
     pub(crate) fn pool(&self) -> &'static PoolInner {
@@ -85,7 +65,6 @@ impl Slot {
         if pool.is_null() || !unsafe { &*pool }.free_list.depot_is_full() {
             return false;
         }
-        self.base.store(ptr::null_mut(), Ordering::Relaxed);
         self.pool.store(ptr::null_mut(), Ordering::Release);
         self.zombie.store(false, Ordering::Relaxed);
         // SAFETY: `register` made this pointer with Box::into_raw; every frame is in the depot, so no packet, frame,
@@ -106,8 +85,6 @@ pub(crate) fn register<E>(
     let number = SLOTS.iter().position(|slot| slot.pool.load(Ordering::Relaxed).is_null())?;
     Some(make(number as u32).map(|inner| {
         let slot = &SLOTS[number];
-        slot.base.store(inner.region.base().as_ptr(), Ordering::Relaxed);
-        slot.frame_shift.store(inner.frame_size.trailing_zeros(), Ordering::Relaxed);
         let raw = Box::into_raw(Box::new(inner));
         slot.pool.store(raw, Ordering::Release);
         // SAFETY: just made; freed only by `sweep`, see `Slot::pool`.
