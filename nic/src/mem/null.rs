@@ -54,6 +54,7 @@ impl PortPlan for NullPlan {
                 mode: format!("{}-byte frames", self.size),
                 id: context.id,
                 max_packet_len: usize::from(u16::MAX),
+                sinks: Vec::new(),
             }),
             rx: (0..self.queues).map(|_| rx()).collect(),
             tx: (0..context.tx_queues).map(|_| tx()).collect(),
