@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::mem;
+use crate::pcap;
 use crate::port::{PortError, PortPlan};
 use crate::spec::PortSpec;
 
@@ -18,7 +19,7 @@ pub struct Driver {
 }
 
 /// All drivers.
-pub static DRIVERS: &[Driver] = &[mem::DRIVER];
+pub static DRIVERS: &[Driver] = &[mem::DRIVER, pcap::DRIVER];
 
 /// Checks a specification with its driver.
 pub fn check(spec: &PortSpec) -> Result<Box<dyn PortPlan>, PortError> {

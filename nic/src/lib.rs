@@ -15,6 +15,8 @@ mod mem;
 #[cfg(not(loom))]
 pub mod memory;
 #[cfg(not(loom))]
+pub mod pcap;
+#[cfg(not(loom))]
 pub mod port;
 pub mod ring;
 #[cfg(not(loom))]
