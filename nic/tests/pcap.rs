@@ -276,14 +276,14 @@ fn several_transmit_queues_write_one_whole_file() {
     let mut port = open_with(&format!("pcap:none?out={}", files.text("out.pcapng")), &pool, 3).unwrap();
     for round in 0..200 {
         for (queue, tx) in port.tx.iter_mut().enumerate() {
-            send_all(&mut **tx, &mut numbered(&pool, queue << 32 | round * 10, 10, 900));
+            send_all(&mut **tx, &mut numbered(&pool, (queue << 32) | (round * 10), 10, 900));
         }
     }
     drop(port);
     let numbers = numbers(&files.packets("out.pcapng"));
     for queue in 0..3 {
         let of_queue: Vec<u64> = numbers.iter().copied().filter(|number| number >> 32 == queue).collect();
-        assert_eq!(of_queue, (0..2000).map(|number| queue << 32 | number).collect::<Vec<_>>());
+        assert_eq!(of_queue, (0..2000).map(|number| (queue << 32) | number).collect::<Vec<_>>());
     }
     assert_no_frame_held(&pool);
 }

@@ -47,7 +47,7 @@ pub(crate) fn mixed_frames() -> Vec<Vec<u8>> {
     frames.push(arp);
     // Nothing but a header, and the longest jumbo frame.
     frames.push([&destination[..], &source, &[0x88, 0xB5]].concat());
-    frames.push((0..9018_u32).map(|index| (index * index >> 3) as u8).collect());
+    frames.push((0..9018_u32).map(|index| ((index * index) >> 3) as u8).collect());
     frames
 }
 
