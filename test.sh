@@ -1,0 +1,303 @@
+#!/usr/bin/env bash
+# Runs every test of the project: format, lints, docs, unit and property tests, loom, tests in network namespaces, the
+# release build, and the demo. See "Testing" in CONTRIBUTING.md.
+#
+#   ./test.sh           everything, the long campaigns cut to about ten seconds each
+#   ./test.sh --long    the long stress and fuzz campaigns in full
+#
+# Exit status: 0 when all passed, 1 when something failed, 2 for a wrong command line or a missing toolchain.
+set -u
+cd "$(dirname "${BASH_SOURCE[0]}")" || exit 2
+export LC_ALL=C
+
+usage() { echo "usage: ./test.sh [--long]"; }
+long=
+for argument in "$@"; do
+    case $argument in
+    --long) long=1 ;;
+    -h | --help) usage && exit 0 ;;
+    *) echo "test.sh: unknown option \"$argument\"" >&2 && usage >&2 && exit 2 ;;
+    esac
+done
+if [[ $long ]]; then export ISOPLANE_LONG=1; else unset ISOPLANE_LONG; fi
+
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
+export CARGO_TERM_COLOR=never
+readonly logs=$CARGO_TARGET_DIR/test-logs
+rm -rf "$logs" && mkdir -p "$logs" || exit 2
+root=
+((EUID == 0)) && root=1
+
+passed=0 failed=0 skipped=0
+failures=() skips=()
+fail() { failed=$((failed + 1)) && failures+=("$1"); }
+has() { command -v "$1" >/dev/null; }
+
+# ---------------------------------------------------------------------------------------------------- what tests need
+
+# Program, Debian package. Ubuntu has bpftool in other packages: see install_missing.
+readonly needs=(cc:gcc ld:binutils ip:iproute2 ethtool:ethtool ping:iputils-ping bpftool:bpftool jq:jq
+    setpriv:util-linux timeout:coreutils shellcheck:shellcheck)
+
+missing_packages() {
+    local need
+    for need in "${needs[@]}"; do has "${need%%:*}" || echo "${need#*:}"; done
+    # A linker without the C library's start files links nothing.
+    [[ $(cc -print-file-name=crt1.o 2>/dev/null) == /* ]] || echo libc6-dev
+}
+
+apt() { DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends "$@" </dev/null; }
+
+# Package lists may be missing or old: the first refusal is answered by an update.
+apt_install() { apt install "$@" || { apt update && apt install "$@"; }; }
+
+install_missing() {
+    local package
+    for package in "$@"; do
+        case $package in
+        bpftool) apt_install bpftool || apt_install linux-tools-common linux-tools-generic ;;
+        *) apt_install "$package" ;;
+        esac || return
+    done
+}
+
+find_cargo() {
+    has cargo && return
+    local home=${HOME:-$(getent passwd "$EUID" | cut -d: -f6)}
+    PATH=$PATH:${CARGO_HOME:-$home/.cargo}/bin
+    has cargo
+}
+
+prepare() {
+    if ! find_cargo; then
+        echo "test.sh: no cargo: install Rust by rustup (https://rustup.rs), then run ./test.sh again" >&2
+        exit 2
+    fi
+    local component
+    for component in fmt clippy; do
+        cargo "$component" --version >/dev/null 2>&1 && continue
+        rustup component add rustfmt clippy </dev/null >>"$logs/prepare.log" 2>&1
+    done
+    local missing
+    mapfile -t missing < <(missing_packages)
+    ((${#missing[@]})) || return 0
+    if [[ $root ]] && has apt-get; then
+        echo "installing ${missing[*]}"
+        install_missing "${missing[@]}" >>"$logs/prepare.log" 2>&1 || tail -n 5 "$logs/prepare.log"
+        mapfile -t missing < <(missing_packages)
+        ((${#missing[@]})) || return 0
+    fi
+    echo "test.sh: missing: ${missing[*]}: run \"apt-get install ${missing[*]}\" as root" >&2
+}
+
+# ------------------------------------------------------------------------------------------------------------- stages
+
+# A stage runs as a background job, so that Ctrl-C reaches this script at once and the script ends the job. It has a
+# shell of its own, since timeout(1) starts programs and not functions: what it uses is exported at the end of the file.
+job=
+interrupted() {
+    [[ $job ]] && kill -TERM "$job" 2>/dev/null && wait "$job"
+    echo "interrupted"
+    exit 130
+}
+trap interrupted INT TERM HUP
+
+# stage NAME MINUTES COMMAND...: runs it with its output in a log, and prints one line.
+# Tests that cargo counts are added one by one, any other stage counts as one test.
+stage() {
+    local name=$1 minutes=$2 start=$SECONDS status
+    shift 2
+    log=$logs/${name// /-}.log
+    printf '%-18s' "$name"
+    timeout -k 10 $((minutes * 60)) bash -uc '"$@"' stage "$@" </dev/null >"$log" 2>&1 &
+    job=$!
+    wait "$job"
+    status=$? job=
+    count_stage "$name" "$status"
+    printf '%s  %4d s  %s\n' "$verdict" $((SECONDS - start)) "$detail"
+    if [[ $verdict == FAILED ]]; then
+        ((status == 124 || status == 137)) && echo "    not done after $minutes minutes"
+        relevant_lines "$log" | sed 's/^/    /'
+        echo "    (all of it: $log)"
+    fi
+}
+
+# Sums up cargo's "test result: ok. 3 passed; 1 failed; ..." lines and our own "SKIPPED test: why" lines.
+count_stage() {
+    local name=$1 status=$2 log_passed log_failed log_skipped
+    verdict=ok detail=
+    ((status == 0)) || verdict=FAILED
+    read -r log_passed log_failed < <(awk '
+        /^test result: / { for (i = 1; i < NF; i++) { if ($(i + 1) == "passed;") p += $i; if ($(i + 1) == "failed;") f += $i } }
+        END { print p + 0, f + 0 }' "$log")
+    check_skips
+    if [[ $name != *tests && $name != loom ]]; then
+        if ((status)); then fail "$name"; else passed=$((passed + 1)); fi
+        return
+    fi
+    log_passed=$((log_passed - log_skipped))
+    passed=$((passed + log_passed)) skipped=$((skipped + log_skipped))
+    detail="$log_passed passed"
+    ((log_skipped)) && detail+=", $log_skipped SKIPPED"
+    local test named=0
+    while read -r test; do named=1 && fail "$name: $test"; done < <(failed_tests "$log")
+    # A build that broke, a test that was killed: a failure without a name.
+    ((status && !named)) && fail "$name"
+    if ((status == 0 && log_passed + log_skipped == 0)); then
+        fail "$name: ran no test" && verdict=FAILED
+    fi
+    ((log_failed)) && detail+=", $log_failed failed"
+}
+
+# The list that libtest prints last: "failures:", then the names, indented.
+failed_tests() {
+    awk '/^failures:$/ { list = 1; next } list && /^    [^ ]/ { sub(/^ +/, ""); print; next } { list = 0 }' "$1" | sort -u
+}
+
+# From the first complaint on, as far as it helps.
+relevant_lines() {
+    local lines
+    lines=$(grep -nE '^(error|warning|Diff in|---- |thread .* panicked|failures:)|panicked at|: error' "$1" | head -n 1)
+    if [[ $lines ]]; then sed -n "${lines%%:*},\$p" "$1" | head -n 40; else tail -n 25 "$1"; fi
+}
+
+# -------------------------------------------------------------------------------------------------------------- skips
+
+# A test may skip itself only for what this table names, and only where the probe finds that the machine lacks it.
+# The first word that occurs in the reason decides. CONTRIBUTING.md lists them: keep both alike.
+readonly lacks=(root:lacks_root AF_XDP:lacks_af_xdp veth:lacks_veth hugepage:lacks_hugepages CPU:lacks_second_cpu
+    XDP_MAX_TX_SKB_BUDGET:lacks_linux_6_17)
+lacks_root() { [[ ! $root ]]; }
+lacks_af_xdp() { ! grep -q '^XDP ' /proc/net/protocols; }
+lacks_veth() { ! unshare --net ip link add probe type veth peer name ebborp 2>/dev/null; }
+lacks_second_cpu() { (($(nproc) < 2)); }
+lacks_linux_6_17() { printf '6.17\n%s\n' "$(uname -r)" | sort -VC && return 1 || return 0; }
+# Asks for one page more than there are, and puts the number back.
+lacks_hugepages() {
+    local pool=/sys/kernel/mm/hugepages/hugepages-2048kB before after
+    read -r before 2>/dev/null <$pool/nr_hugepages || return 0
+    { echo $((before + 1)) >$pool/nr_hugepages; } 2>/dev/null || return 0
+    read -r after <$pool/nr_hugepages
+    echo "$before" >$pool/nr_hugepages
+    ((after <= before))
+}
+
+# Sets log_skipped; a skip that this machine gives no reason for is a failure.
+check_skips() {
+    log_skipped=0
+    local test why entry lack
+    while IFS=: read -r test why; do
+        log_skipped=$((log_skipped + 1))
+        skips+=("$test:$why")
+        lack=
+        for entry in "${lacks[@]}"; do
+            [[ ${why,,} == *"${entry%%:*}"* || $why == *"${entry%%:*}"* ]] && lack=${entry#*:} && break
+        done
+        if [[ ! $lack ]]; then
+            fail "$test skipped for a reason that CONTRIBUTING.md does not list:$why" && verdict=FAILED
+        elif ! "$lack"; then
+            fail "$test skipped, but this machine has what it needs:$why" && verdict=FAILED
+        fi
+    done < <(grep -oE 'SKIPPED [A-Za-z0-9_:]+: .*' "$log" | sed -E 's/^SKIPPED //' | sort -u)
+}
+
+# ---------------------------------------------------------------------------------------------------------- leftovers
+
+# What a test could leave behind on the host, one a line.
+host_state() {
+    local pid exe
+    if has ip; then
+        ip netns list | sed 's/ .*//; s/^/network namespace /'
+        ip -o link show | sed -nE 's/^[0-9]+: ([^:@]+).*/interface \1/p'
+        ip -o link show | sed -nE 's/^[0-9]+: ([^:@]+).* (prog\/xdp|xdp[a-z]*)( id [0-9]+)?.*/XDP program on \1/p'
+    fi
+    if [[ $root ]] && has bpftool; then
+        bpftool link show 2>/dev/null | sed -nE 's/^([0-9]+): .*/BPF link \1/p'
+        bpftool prog show 2>/dev/null | sed -nE 's/^([0-9]+): xdp .*/XDP program \1/p'
+    fi
+    awk '/^HugePages_Total/ { total = $2 } /^HugePages_Free/ { free = $2 }
+        END { print "hugepages: " total ", of them in use: " total - free }' /proc/meminfo
+    cut -d' ' -f2 /proc/self/mounts | sed 's/^/mount /'
+    for pid in /proc/[0-9]*; do
+        exe=$(readlink "$pid/exe" 2>/dev/null) || continue
+        [[ $exe == "$CARGO_TARGET_DIR"/* ]] && echo "process ${pid#/proc/} $exe"
+    done
+    return 0
+}
+
+# The kernel frees namespaces and programs a little after their last user has gone: asks for up to five seconds.
+nothing_left_behind() {
+    local before=$1 left _
+    for _ in {1..25}; do
+        left=$(diff <(sort "$before") <(host_state | sort)) && return
+        sleep 0.2
+    done
+    echo "left behind (>) or gone (<):"
+    grep '^[<>]' <<<"$left"
+    return 1
+}
+
+# --------------------------------------------------------------------------------------------------------------- smoke
+
+# Two seconds of the demo of the README, without privileges, and its report checked.
+smoke() {
+    local place report as=()
+    place=$(mktemp -d) || return
+    # shellcheck disable=SC2064 # the value of now
+    trap "rm -rf '$place'" EXIT
+    cp "$CARGO_TARGET_DIR/release/l2fwd" "$place/" || return
+    chmod 777 "$place"
+    report=$place/report.json
+    [[ $root ]] && as=(setpriv --reuid=65534 --regid=65534 --clear-groups)
+    (cd "$place" && "${as[@]}" ./l2fwd --duration 2 --no-color --report "$report") || return
+    cat "$report"
+    jq -e '
+        def sum(f): map(f) | add;
+        (.ports | length) >= 2 and (.workers | length) >= 1
+        and .pool.leaked == 0
+        and (.ports | sum(.tx_packets)) > 100000
+        and ([.workers[] | .loop_gap_ns | .p50 > 0 and .max >= .p9999] | all)
+        and (.ports | sum(.rx_packets)) == (.ports | sum(.tx_packets))
+            + ([.ports[].drops | to_entries[] | select(.key | startswith("rx_") | not) | .value] | add // 0)
+    ' "$report" || { echo "error: the report is wrong: see the conditions in test.sh, smoke()"; return 1; }
+}
+
+lints() {
+    cargo clippy --locked --workspace --all-targets -- -D warnings || return
+    shellcheck test.sh .ci/run bench/peers/*.sh
+}
+
+# Loom tries interleavings, which wants optimised code; link-time optimisation would only cost time.
+loom() {
+    RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$CARGO_TARGET_DIR/loom CARGO_PROFILE_RELEASE_LTO=off \
+        CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo test --locked -p nic --release --lib ring
+}
+
+# The binaries are built too: tests in namespaces start them.
+namespace_tests() {
+    cargo build --locked --workspace --bins || return
+    cargo test --locked --workspace --tests --no-fail-fast -- namespace_ --test-threads=1 --nocapture
+}
+
+export logs root
+export -f has lints loom namespace_tests host_state nothing_left_behind smoke
+
+prepare
+started=$SECONDS
+stage "format" 2 cargo fmt --all --check
+stage "lints" 15 lints
+stage "docs" 10 env RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+stage "unit tests" $((long ? 120 : 15)) cargo test --locked --workspace --no-fail-fast -- --skip namespace_
+stage "loom" 15 loom
+host_state >"$logs/host-before.txt"
+stage "namespace tests" $((long ? 120 : 15)) namespace_tests
+stage "nothing left" 1 nothing_left_behind "$logs/host-before.txt"
+stage "release build" 15 cargo build --locked --workspace --bins --release
+stage "demo" 2 smoke
+
+echo
+((skipped)) && printf 'SKIPPED %s\n' "${skips[@]}"
+((failed)) && printf 'FAILED  %s\n' "${failures[@]}"
+echo "$((SECONDS - started)) s, logs in $logs"
+echo "$passed passed, $failed failed, $skipped skipped"
+((failed == 0))
