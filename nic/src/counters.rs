@@ -75,6 +75,8 @@ drop_reasons! {
     TxOversize = "tx_oversize",
     /// Shorter than an Ethernet header.
     TxUndersize = "tx_undersize",
+    /// The kernel took it for transmission, and the device refused it: its queue was full, or it has no carrier.
+    TxDropped = "tx_dropped",
     /// The port is down or has vanished.
     TxPortDown = "tx_port_down",
     /// The packet's frame is of a pool that the port cannot send from, and there was no frame to copy it to.

@@ -1,10 +1,9 @@
 //! The table of drivers: the one line that adds one.
 #![forbid(unsafe_code)]
 
-use crate::mem;
-use crate::pcap;
 use crate::port::{PortError, PortPlan};
 use crate::spec::PortSpec;
+use crate::{afxdp, mem, pcap};
 
 /// A kind of port.
 pub struct Driver {
@@ -19,7 +18,7 @@ pub struct Driver {
 }
 
 /// All drivers.
-pub static DRIVERS: &[Driver] = &[mem::DRIVER, pcap::DRIVER];
+pub static DRIVERS: &[Driver] = &[mem::DRIVER, pcap::DRIVER, afxdp::DRIVER];
 
 /// Checks a specification with its driver.
 pub fn check(spec: &PortSpec) -> Result<Box<dyn PortPlan>, PortError> {

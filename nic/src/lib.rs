@@ -7,6 +7,8 @@
 //! Adding a driver is one folder and one line in [`drivers::DRIVERS`].
 
 #[cfg(not(loom))]
+mod afxdp;
+#[cfg(not(loom))]
 pub mod counters;
 #[cfg(not(loom))]
 pub mod drivers;
@@ -14,6 +16,8 @@ pub mod drivers;
 mod mem;
 #[cfg(not(loom))]
 pub mod memory;
+#[cfg(not(loom))]
+mod netlink;
 #[cfg(not(loom))]
 pub mod pcap;
 #[cfg(not(loom))]

@@ -1,7 +1,7 @@
 //! The owned handle of one frame, for drivers: what a packet is while it sits on a ring.
 #![forbid(unsafe_code)]
 
-use super::{Packet, registry};
+use super::{Packet, registry, window};
 use std::mem;
 
 /// Where the pool's number starts in a frame handle: `pool:4 | frame:28`.
@@ -21,10 +21,10 @@ impl Frame {
         Self(handle)
     }
 
-    /// The frame's place in its pool's region, in units of 2 KiB: its first byte is `index << 11` into the region.
+    /// Where the frame starts in its pool's region, in bytes.
     #[inline]
-    pub fn index(&self) -> u32 {
-        self.0 & INDEX_MASK
+    pub fn region_offset(&self) -> u64 {
+        u64::from(self.0 & INDEX_MASK) << window::STRIDE_SHIFT
     }
 
     /// The number of its pool.

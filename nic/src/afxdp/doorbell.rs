@@ -1,0 +1,103 @@
+//! The system calls that keep a queue going.
+//!
+//! In copy mode the call *is* the sending: the kernel copies and sends, about a microsecond a packet, before it returns.
+//! What it answers is mostly no error: it says how far it came, or that the interface is down for now.
+#![forbid(unsafe_code)]
+
+use super::socket::Socket;
+use super::sys;
+use crate::port::{Doorbell, PortGone};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Calls one ring makes at most: each refused packet ends a call.
+const MAX_CALLS: usize = 64;
+
+/// Wakes the transmit side.
+pub(super) struct TxDoorbell {
+    pub(super) socket: Arc<Socket>,
+    pub(super) port: String,
+}
+
+/// Wakes the receive side, or lets it busy-poll.
+pub(super) struct RxDoorbell {
+    pub(super) socket: Arc<Socket>,
+    pub(super) port: String,
+}
+
+/// What an answer means.
+#[derive(Debug, PartialEq, Eq)]
+enum Answer {
+    /// Go on.
+    Fine,
+    /// In copy mode: one packet was taken, and the device refused it.
+    Refused,
+    /// The interface is down.
+    Down,
+    /// The socket is bound to nothing: the interface is gone, or being reset.
+    Unbound,
+}
+
+fn answer(result: io::Result<()>) -> Answer {
+    match result.map_err(|error| error.raw_os_error()) {
+        Err(Some(libc::EBUSY)) => Answer::Refused,
+        Err(Some(libc::ENETDOWN)) => Answer::Down,
+        Err(Some(libc::ENXIO | libc::ENODEV)) => Answer::Unbound,
+        // EAGAIN: the budget is used up, or no room for completions. ENOBUFS, ENOMEM: no memory now. All come again.
+        _ => Answer::Fine,
+    }
+}
+
+impl Socket {
+    /// Takes note of how the interface fares; an error where it is gone.
+    fn note(&self, answer: &Answer, port: &str) -> Result<(), PortGone> {
+        let unbound = *answer == Answer::Unbound;
+        if unbound && self.device.interface.name().is_err() {
+            self.gone.store(true, Ordering::Relaxed);
+            return Err(PortGone { port: port.to_owned(), reason: "its interface was removed".into() });
+        }
+        // Drivers answer like that while they are reset, too.
+        let down = unbound || *answer == Answer::Down;
+        if down != self.down.load(Ordering::Relaxed) {
+            self.down.store(down, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+impl Doorbell for TxDoorbell {
+    fn ring(&self) -> Result<(), PortGone> {
+        for _ in 0..MAX_CALLS {
+            let answer = answer(sys::wake_tx(self.socket.fd()));
+            if answer != Answer::Refused || self.socket.zero_copy {
+                return self.socket.note(&answer, &self.port);
+            }
+            self.socket.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+impl Doorbell for RxDoorbell {
+    fn ring(&self) -> Result<(), PortGone> {
+        match answer(sys::wake_rx(self.socket.fd())) {
+            // Whether it is down matters to the transmit side, which finds out for itself.
+            Answer::Unbound => self.socket.note(&Answer::Unbound, &self.port),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_that_mean_try_again_are_no_errors() {
+        for code in [libc::EAGAIN, libc::ENOBUFS, libc::ENOMEM, libc::EINTR] {
+            assert_eq!(answer(Err(io::Error::from_raw_os_error(code))), Answer::Fine);
+        }
+        assert_eq!(answer(Err(io::Error::from_raw_os_error(libc::ENXIO))), Answer::Unbound);
+    }
+}

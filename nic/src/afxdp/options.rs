@@ -1,0 +1,216 @@
+//! What can be said behind the question mark of `afxdp:IFACE?...`, and all that can be checked of it without opening anything.
+#![forbid(unsafe_code)]
+
+use super::abi::XDP_PACKET_HEADROOM;
+use super::interface::Interface;
+use super::quirks;
+use crate::port::PortError;
+use crate::spec::PortSpec;
+
+/// An Ethernet header and two VLAN tags.
+const HEADERS: usize = 14 + 8;
+/// Frames of more than this no Linux interface sends.
+const MAX_JUMBO: usize = 9216;
+
+/// How packets get between the frames and the NIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Copying {
+    /// Zero-copy where the driver can, else copy.
+    Auto,
+    /// Zero-copy or an error.
+    Never,
+    /// Copy.
+    Always,
+}
+
+/// Where to attach the XDP program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Binding {
+    /// In the driver where it can, else behind it.
+    Auto,
+    /// In the driver or an error.
+    Driver,
+    /// Behind the driver.
+    Generic,
+}
+
+/// Whether packets may lie in several frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MultiBuffer {
+    /// Where the MTU needs it.
+    Auto,
+    /// Yes, or an error.
+    On,
+    /// No, or an error where the MTU needs it.
+    Off,
+}
+
+/// The options, with their defaults filled in.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// Receive queues.
+    pub(crate) queues: u32,
+    pub(crate) copying: Copying,
+    pub(crate) binding: Binding,
+    pub(crate) multi_buffer: MultiBuffer,
+    /// Microseconds to busy-poll at each doorbell; 0 for none.
+    pub(crate) busy_poll_us: u32,
+    /// Packets one busy poll takes at most.
+    pub(crate) busy_poll_budget: u32,
+    /// Bytes of a frame, at least.
+    pub(crate) frame_bytes: usize,
+    /// Entries of a receive ring.
+    pub(crate) rx_ring: u32,
+    /// Entries of a transmit ring.
+    pub(crate) tx_ring: u32,
+    /// Descriptors one wake-up sends at most in copy mode.
+    pub(crate) tx_budget: u32,
+    /// The number of channels to set the interface to.
+    pub(crate) channels: Option<u32>,
+}
+
+/// The keys, for those who pass them on.
+const KEYS: &[&str] = &[
+    "queues",
+    "mode",
+    "bind",
+    "multibuffer",
+    "busy_poll",
+    "busy_poll_budget",
+    "frame",
+    "rx_ring",
+    "tx_ring",
+    "tx_budget",
+    "channels",
+];
+
+impl Options {
+    /// Reads them; `more` are keys that belong to somebody else.
+    pub(crate) fn read(spec: &PortSpec, more: &[&str]) -> Result<Self, PortError> {
+        spec.check_keys(&[KEYS, more].concat())?;
+        let ring = |key, default| {
+            let size = spec.number(key, 64..=32768, default)? as u32;
+            if size.is_power_of_two() {
+                return Ok(size);
+            }
+            let (below, above) = (size.next_power_of_two() / 2, size.next_power_of_two());
+            Err(spec.error(format!(
+                "{key}={size}: a ring has a power of two of entries: choose {below} or {above}"
+            )))
+        };
+        let frame_bytes = spec.choice("frame", &[("2048", 2048), ("4096", 4096)], 2048)?;
+        let tx_ring = ring("tx_ring", 2048)?;
+        let channels = spec.number("channels", 0..=1024, 0)? as u32;
+        Ok(Self {
+            queues: spec.number("queues", 1..=1024, 1)? as u32,
+            copying: spec.choice(
+                "mode",
+                &[("auto", Copying::Auto), ("zerocopy", Copying::Never), ("copy", Copying::Always)],
+                Copying::Auto,
+            )?,
+            binding: spec.choice(
+                "bind",
+                &[("auto", Binding::Auto), ("drv", Binding::Driver), ("skb", Binding::Generic)],
+                Binding::Auto,
+            )?,
+            multi_buffer: spec.choice(
+                "multibuffer",
+                &[("auto", MultiBuffer::Auto), ("on", MultiBuffer::On), ("off", MultiBuffer::Off)],
+                MultiBuffer::Auto,
+            )?,
+            busy_poll_us: spec.number("busy_poll", 0..=100_000, 0)? as u32,
+            busy_poll_budget: spec.number("busy_poll_budget", 8..=1024, 64)? as u32,
+            frame_bytes,
+            rx_ring: ring("rx_ring", 2048)?,
+            tx_ring,
+            tx_budget: spec.number("tx_budget", 32..=u64::from(tx_ring), u64::from(tx_ring.min(128)))? as u32,
+            channels: (channels > 0).then_some(channels),
+        })
+    }
+
+    /// Entries of a fill ring: twice the receive ring, so that an overrun shows as a full receive ring, not as one
+    /// that ran out of frames.
+    pub(crate) fn fill_ring(&self) -> u32 {
+        self.rx_ring * 2
+    }
+
+    /// The longest packet that fits one frame of `frame_bytes`.
+    pub(crate) fn single_buffer_len(frame_bytes: usize) -> usize {
+        frame_bytes - XDP_PACKET_HEADROOM
+    }
+
+    /// Whether packets of an interface of this MTU are to lie in several frames.
+    pub(crate) fn wants_multi_buffer(&self, mtu: usize, frame_bytes: usize) -> bool {
+        let needs = mtu + HEADERS > Self::single_buffer_len(frame_bytes);
+        self.multi_buffer == MultiBuffer::On || (self.multi_buffer == MultiBuffer::Auto && needs)
+    }
+
+    /// Checks them against the interface as it is now.
+    pub(crate) fn check_interface(&self, spec: &PortSpec, interface: &Interface) -> Result<(), PortError> {
+        let name = spec.target();
+        let system = |error: std::io::Error| spec.open_error(format!("cannot ask about {name}: {error}"));
+        if interface.mac().map_err(system)?.is_none() {
+            return Err(spec.error(format!(
+                "{name} is no Ethernet interface, and packets without Ethernet headers cannot be forwarded: choose another"
+            )));
+        }
+        let counts = interface.queue_counts();
+        let available = self.channels.unwrap_or(counts.rx);
+        if self.channels.is_some_and(|channels| channels > counts.max) {
+            return Err(spec.error(format!(
+                "{name} can have {most} channels, channels={available} asks for more: choose from 1 to {most}",
+                most = counts.max
+            )));
+        }
+        if self.queues > available {
+            let s = if available == 1 { "" } else { "s" };
+            let asked = self.queues;
+            return Err(spec.error(if counts.max >= asked {
+                format!(
+                    "{name} has {available} queue{s}, asked for {asked}: run \"ethtool -L {name} {} {asked}\", or pass channels={asked} or queues={available}",
+                    interface.channel_word()
+                )
+            } else {
+                format!("{name} has {available} queue{s} and can have {}, asked for {asked}: pass queues={available}", counts.max)
+            }));
+        }
+        let mtu = interface.mtu().map_err(system)?;
+        let most = Self::single_buffer_len(self.frame_bytes);
+        if self.multi_buffer == MultiBuffer::Off && mtu + HEADERS > most {
+            return Err(spec.error(format!(
+                "the MTU of {name} is {mtu}, and a packet of it does not fit a frame of {} bytes: pass multibuffer=auto{}, or run \"ip link set {name} mtu {}\"",
+                self.frame_bytes,
+                if self.frame_bytes == 2048 { " or frame=4096" } else { "" },
+                most - HEADERS
+            )));
+        }
+        if mtu + HEADERS > MAX_JUMBO && name != "lo" {
+            tracing::warn!(
+                "{}: an MTU of {mtu} is more than AF_XDP is known to carry: longer packets are dropped",
+                spec.name()
+            );
+        }
+        let driver = interface.driver();
+        let quirk = quirks::of(&driver);
+        if self.copying == Copying::Never {
+            if self.binding == Binding::Generic {
+                return Err(spec.error("zero-copy needs the driver's own XDP: pass mode=copy, or bind=drv"));
+            }
+            if let Some(reason) = quirk.no_zero_copy {
+                return Err(
+                    spec.error(format!("no zero-copy with the driver {driver}: {reason}; pass mode=auto"))
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What there is to choose from, for somebody who named an interface that does not exist.
+pub(crate) fn no_interface(spec: &PortSpec) -> PortError {
+    let name = spec.target();
+    let names: Vec<String> = nix::net::if_::if_nameindex()
+        .map(|list| list.iter().map(|entry| entry.name().to_string_lossy().into_owned()).collect())
+        .unwrap_or_default();
+    spec.error(format!("no interface \"{name}\" in this network namespace: choose from {}", names.join(", ")))
+}

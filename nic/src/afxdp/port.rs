@@ -1,0 +1,88 @@
+//! The control handle: how the port runs, the state of its link, and the counters that the kernel keeps.
+#![forbid(unsafe_code)]
+
+use super::device::Device;
+use super::socket::Socket;
+use crate::counters::{DropReason, QueueCounters};
+use crate::port::{LinkState, MacAddress, Port};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// A queue's socket and the counters of its two sides.
+pub(super) struct Queue {
+    pub(super) socket: Arc<Socket>,
+    pub(super) rx: Option<Arc<QueueCounters>>,
+    pub(super) tx: Option<Arc<QueueCounters>>,
+}
+
+/// An open port.
+pub(super) struct AfxdpPort {
+    pub(super) name: String,
+    pub(super) mode: String,
+    pub(super) mac: MacAddress,
+    pub(super) queues: Vec<Queue>,
+    pub(super) counters: Vec<(String, u64)>,
+    pub(super) device: Arc<Device>,
+}
+
+impl Port for AfxdpPort {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn driver(&self) -> &'static str {
+        "afxdp"
+    }
+
+    fn mode(&self) -> String {
+        self.mode.clone()
+    }
+
+    fn mac(&self) -> MacAddress {
+        self.mac
+    }
+
+    fn max_packet_len(&self) -> usize {
+        self.device.max_packet_len.load(Ordering::Relaxed)
+    }
+
+    fn link(&mut self) -> LinkState {
+        let link = self.device.interface.link();
+        if matches!(link, LinkState::Gone(_)) {
+            self.queues.iter().for_each(|queue| queue.socket.gone.store(true, Ordering::Relaxed));
+        }
+        link
+    }
+
+    fn refresh(&mut self) {
+        if let Ok(mtu) = self.device.interface.mtu() {
+            self.device.max_packet_len.store(mtu + super::ETHERNET_HEADER, Ordering::Relaxed);
+        }
+        self.counters = self.device.interface.counters();
+        for queue in &self.queues {
+            let Ok(statistics) = queue.socket.statistics() else {
+                continue;
+            };
+            if let Some(rx) = &queue.rx {
+                rx.drops(DropReason::RxRingFull).set(statistics.rx_ring_full);
+                // rx_fill_ring_empty_descs counts some of these once more: it is not to be added.
+                rx.drops(DropReason::RxDropped).set(statistics.rx_dropped);
+            }
+            if let Some(tx) = &queue.tx {
+                tx.drops(DropReason::TxInvalidDescriptor).set(statistics.tx_invalid_descs);
+            }
+            let mut extra = |name: &str, value: u64| {
+                if value > 0 {
+                    self.counters.push((format!("queue{}_{name}", queue.socket.queue), value));
+                }
+            };
+            extra("fill_ring_empty", statistics.rx_fill_ring_empty_descs);
+            extra("fill_ring_invalid", statistics.rx_invalid_descs);
+            extra("tx_ring_empty", statistics.tx_ring_empty_descs);
+        }
+    }
+
+    fn extra_counters(&self) -> Vec<(String, u64)> {
+        self.counters.clone()
+    }
+}
