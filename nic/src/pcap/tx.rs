@@ -164,8 +164,7 @@ pub(super) struct NoFileTx {
 impl TxQueue for NoFileTx {
     fn transmit(&mut self, batch: &mut Batch) {
         self.counters.packets.add(batch.len() as u64);
-        self.counters.bytes.add(batch.total_bytes());
-        batch.clear();
+        self.counters.bytes.add(batch.clear_counted());
     }
 
     fn counters(&self) -> &Arc<QueueCounters> {
