@@ -450,17 +450,22 @@ fn absurd_stamps_and_empty_captures_do_no_harm() {
         let input = files.put("empty.pcap", pcap(order, false, &[]));
         assert_eq!(receive_bytes(&format!("pcap:{input}?loop={passes}"), &pool), (vec![], vec![]));
     }
-    let mut bytes = [section(order), interface(order, 1, 0, &[(9, vec![9])])].concat();
-    for ticks in [0, u64::MAX] {
-        bytes.extend(enhanced_packet(order, 0, ticks, &[7; 60], 60));
-    }
-    let input = files.put("far.pcapng", bytes);
-    let mut port = open(&format!("pcap:{input}"), &pool);
     let mut batch = Batch::new();
-    port.rx[0].receive(&mut batch);
-    assert_eq!(batch.len(), 1);
-    port.rx[0].receive(&mut batch);
-    assert!(batch.len() == 1 && !port.rx[0].is_finished(), "the second is due in 584 years");
+    let far_ns = (57..64).map(|power| 1 << power).chain([u64::MAX]);
+    for far_ns in far_ns {
+        let mut bytes = [section(order), interface(order, 1, 0, &[(9, vec![9])])].concat();
+        for time_ns in [0, far_ns] {
+            bytes.extend(enhanced_packet(order, 0, time_ns, &[7; 60], 60));
+        }
+        let mut port = open(&format!("pcap:{}", files.put("far.pcapng", bytes)), &pool);
+        for _ in 0..2 {
+            port.rx[0].receive(&mut batch);
+            assert_eq!(batch.len(), 1, "the second is due in years");
+        }
+        assert!(!port.rx[0].is_finished());
+        batch.clear();
+    }
+    let input = files.text("far.pcapng");
     let mut port = open(&format!("pcap:{input}?speed=max&loop=0"), &pool);
     for _ in 0..100 {
         batch.clear();
