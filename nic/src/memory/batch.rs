@@ -206,12 +206,24 @@ impl Batch {
         self.len += handles.len();
     }
 
+    /// Lets `write` put packets into the free places behind the last one (it gets their address and number), and says how many.
+    ///
+    /// # Safety
+    /// `write` returns how many places it has initialised, from the first on and no more than it was offered.
+    #[inline(always)]
+    pub(crate) unsafe fn extend_raw(&mut self, write: impl FnOnce(*mut Packet, usize) -> usize) -> usize {
+        let count = write(self.packets[self.len..].as_mut_ptr().cast(), self.room());
+        debug_assert!(count <= self.room());
+        self.len += count;
+        count
+    }
+
     /// Forgets the first `count` packets without freeing them.
     ///
     /// # Safety
     /// `count <= len`, and somebody else owns them now.
     #[inline(always)]
-    unsafe fn forget_front(&mut self, count: usize) {
+    pub(crate) unsafe fn forget_front(&mut self, count: usize) {
         self.len -= count;
         if self.len > 0 {
             // SAFETY: the caller's promise; the rest moves to the front as plain bytes.

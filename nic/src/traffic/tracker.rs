@@ -289,3 +289,169 @@ impl Tracker {
         Some(self.last)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Addresses, FrameBuilder, WINDOW};
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    /// Packets as they come: (sender, flow, sequence).
+    type Arrivals = Vec<(u16, u16, u64)>;
+
+    fn receive(tracker: &mut Tracker, arrivals: &Arrivals) {
+        let mut frame = [0; 60];
+        for (sender, flow, sequence) in arrivals {
+            let addresses = Addresses { sender: *sender, ..Addresses::default() };
+            FrameBuilder::new(&addresses, false).write(&mut frame, *flow, *sequence);
+            tracker.receive_frame(&frame);
+        }
+    }
+
+    /// Keeps the whole list, and no bitmap.
+    #[derive(Default)]
+    struct Oracle {
+        seen: BTreeSet<u64>,
+        duplicate: u64,
+        reordered: u64,
+        late: u64,
+    }
+
+    impl Oracle {
+        fn note(&mut self, sequence: u64) {
+            let highest = self.seen.last().copied();
+            if highest.is_some_and(|highest| sequence + WINDOW <= highest) {
+                self.late += 1;
+            } else if !self.seen.insert(sequence) {
+                self.duplicate += 1;
+            } else if highest.is_some_and(|highest| sequence < highest) {
+                self.reordered += 1;
+            }
+        }
+
+        fn lost(&self, sent: u64) -> u64 {
+            sent.max(self.seen.last().map_or(0, |highest| highest + 1)) - self.seen.len() as u64
+        }
+    }
+
+    fn oracles(arrivals: &Arrivals) -> BTreeMap<(u16, u16), Oracle> {
+        let mut oracles: BTreeMap<_, Oracle> = BTreeMap::new();
+        arrivals.iter().for_each(|(sender, flow, sequence)| {
+            oracles.entry((*sender, *flow)).or_default().note(*sequence);
+        });
+        oracles
+    }
+
+    /// Flows of up to 3000 packets of which some are dropped, some come twice, and some are held up.
+    fn arrivals(most_delay: u64) -> impl Strategy<Value = Arrivals> {
+        let packet = (0..3_u16, 0..3_u16, 0..100_u8, 0..most_delay, 0..100_u8);
+        proptest::collection::vec(packet, 0..3000).prop_map(|packets| {
+            let mut next = BTreeMap::new();
+            let mut timed = Vec::new();
+            for (position, (sender, flow, fate, delay, share)) in packets.into_iter().enumerate() {
+                let sequence: &mut u64 = next.entry((sender, flow)).or_default();
+                let held_up = if share < 20 { delay } else { 0 };
+                let arrival = (sender, flow, *sequence);
+                *sequence += 1;
+                match fate {
+                    0..10 => continue,
+                    10..20 => timed.push((position as u64 + held_up / 2, arrival)),
+                    _ => {}
+                }
+                timed.push((position as u64 + held_up, arrival));
+            }
+            timed.sort_by_key(|(time, _)| *time);
+            timed.into_iter().map(|(_, arrival)| arrival).collect()
+        })
+    }
+
+    fn check(arrivals: &Arrivals) -> Result<Tracker, TestCaseError> {
+        let mut tracker = Tracker::new(9, Start::Zero);
+        receive(&mut tracker, arrivals);
+        let oracles = oracles(arrivals);
+        prop_assert_eq!(tracker.flows().count(), oracles.len());
+        let mut sum = Totals { packets: arrivals.len() as u64, ..Totals::default() };
+        for report in tracker.flows() {
+            let oracle = &oracles[&(report.source, report.flow)];
+            let expected = FlowReport {
+                received: oracle.seen.len() as u64,
+                lost: oracle.lost(0),
+                duplicate: oracle.duplicate,
+                reordered: oracle.reordered,
+                late: oracle.late,
+                ..report
+            };
+            prop_assert_eq!(report, expected);
+            sum.received += report.received;
+            sum.lost += report.lost;
+            sum.duplicate += report.duplicate;
+            sum.reordered += report.reordered;
+            sum.late += report.late;
+        }
+        prop_assert_eq!(*tracker.totals(), sum);
+        prop_assert_eq!(sum.packets, sum.received + sum.duplicate + sum.late);
+        Ok(tracker)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn the_books_agree_with_the_whole_list(arrivals in arrivals(4 * WINDOW)) {
+            check(&arrivals)?;
+        }
+
+        #[test]
+        fn within_the_window_they_are_exact(arrivals in arrivals(WINDOW / 2), unsent in 0..5000_u64) {
+            let mut tracker = check(&arrivals)?;
+            let distinct: BTreeSet<_> = arrivals.iter().collect();
+            let totals = *tracker.totals();
+            prop_assert_eq!(totals.received, distinct.len() as u64);
+            prop_assert_eq!(totals.duplicate, (arrivals.len() - distinct.len()) as u64);
+            prop_assert_eq!(totals.late, 0);
+            // The end of each flow is lost, and the sender says so; a flow of which nothing came, too.
+            let mut sent = 0;
+            for report in tracker.flows().collect::<Vec<_>>() {
+                let flow_sent = report.received + report.lost + unsent;
+                tracker.close_flow(report.source, report.flow, flow_sent);
+                sent += flow_sent;
+            }
+            prop_assert_eq!(tracker.totals().received + tracker.totals().lost, sent);
+            if tracker.flows().count() < 9 {
+                tracker.close_flow(9, 9, 5);
+                prop_assert_eq!(tracker.totals().received + tracker.totals().lost, sent + 5);
+            }
+        }
+    }
+
+    #[test]
+    fn a_late_joiner_counts_from_the_first_it_sees() {
+        let arrivals = vec![(0, 0, 1_000_000), (0, 0, 1_000_002), (0, 0, 999_999), (0, 0, 1_000_001)];
+        let mut tracker = Tracker::new(1, Start::FirstSeen);
+        receive(&mut tracker, &arrivals);
+        let expected =
+            Totals { packets: 4, received: 3, lost: 0, reordered: 1, late: 1, ..Totals::default() };
+        assert_eq!(*tracker.totals(), expected);
+    }
+
+    #[test]
+    fn more_flows_than_there_is_room_for_are_said_to_be() {
+        let mut tracker = Tracker::new(100, Start::Zero);
+        let arrivals: Arrivals = (0..3).flat_map(|n| (0..120).map(move |flow| (7, flow, n))).collect();
+        receive(&mut tracker, &arrivals);
+        let expected = Totals { packets: 360, received: 300, untracked: 60, ..Totals::default() };
+        assert_eq!(*tracker.totals(), expected);
+    }
+
+    #[test]
+    fn a_jump_to_the_end_of_the_numbers_is_survived() {
+        let mut tracker = Tracker::new(1, Start::Zero);
+        receive(&mut tracker, &vec![(0, 0, u64::MAX - 1), (0, 0, u64::MAX), (0, 0, 5), (0, 0, u64::MAX - 1)]);
+        let lost = u64::MAX - 1;
+        let expected =
+            Totals { packets: 4, received: 1, lost, duplicate: 1, late: 1, corrupt: 1, ..Totals::default() };
+        assert_eq!(*tracker.totals(), expected);
+        tracker.close_flow(0, 0, u64::MAX);
+    }
+}
