@@ -2,6 +2,7 @@
 //! they cost is the floor of what the framework costs.
 #![forbid(unsafe_code)]
 
+mod cable;
 mod generator;
 mod null;
 mod port;
@@ -21,6 +22,10 @@ pub(crate) const DRIVER: Driver = Driver {
         ),
         ("mem:sink?flows=1&queues=1&check=on", "receives nothing; checks what it sends"),
         (
+            "mem:cable?name=0&queues=1&ring=1024",
+            "two ports of the same name are the ends of a cable: what one sends the other receives",
+        ),
+        (
             "mem:null?size=64&queues=1",
             "receives frames nobody filled, as fast as they are asked for; sends into nothing",
         ),
@@ -30,12 +35,12 @@ pub(crate) const DRIVER: Driver = Driver {
 
 fn check(spec: &PortSpec) -> Result<Box<dyn PortPlan>, PortError> {
     match spec.target() {
+        "cable" => cable::check(spec),
         "gen" => generator::check(spec),
         "sink" => sink::check(spec),
         "null" => null::check(spec),
-        other => {
-            Err(spec
-                .error(format!("unknown in-memory port \"{other}\": choose mem:gen, mem:sink or mem:null")))
-        }
+        other => Err(spec.error(format!(
+            "unknown in-memory port \"{other}\": choose mem:gen, mem:sink, mem:cable or mem:null"
+        ))),
     }
 }
