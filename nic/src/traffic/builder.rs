@@ -52,8 +52,7 @@ impl FrameBuilder {
     /// Makes `frame` packet number `sequence` of `flow`. Its length is the slice's.
     ///
     /// # Panics
-    /// Where the frame is shorter than [`MIN_SIZE`](super::MIN_SIZE) or longer than an IPv4 packet can be, or the flow is not
-    /// under [`MAX_FLOWS`](super::MAX_FLOWS).
+    /// Where the frame is shorter than [`MIN_SIZE`](super::MIN_SIZE) or longer than an IPv4 packet can be.
     #[inline(always)]
     pub fn write(&mut self, frame: &mut [u8], flow: u16, sequence: u64) {
         let length = frame.len();
@@ -66,16 +65,21 @@ impl FrameBuilder {
         if length != self.length {
             self.set_length(length);
         }
-        match first.first_chunk_mut::<64>() {
-            Some(line) => *line = self.template,
-            None => first[..FILL_AT].copy_from_slice(&self.template[..FILL_AT]),
+        if let Some(line) = first.first_chunk_mut::<64>() {
+            *line = self.template;
         }
-        let (head, rest) = first.split_at_mut(FILL_AT);
-        head[UDP_AT..UDP_AT + 2].copy_from_slice(&(FIRST_SOURCE_PORT + flow).to_be_bytes());
+        let short = first.len() < 64;
+        let Some((head, rest)) = first.split_first_chunk_mut::<FILL_AT>() else {
+            return;
+        };
+        if short {
+            head.copy_from_slice(&self.template[..FILL_AT]);
+        }
+        head[UDP_AT..UDP_AT + 2].copy_from_slice(&FIRST_SOURCE_PORT.wrapping_add(flow).to_be_bytes());
         head[FLOW_AT..SEQUENCE_AT].copy_from_slice(&flow.to_be_bytes());
         head[SEQUENCE_AT..FILL_AT].copy_from_slice(&sequence.to_be_bytes());
         let fill = Fill::new(flow, sequence);
-        fill.write(0, rest);
+        fill.write(rest);
         if self.udp_checksum {
             write_udp_checksum(head, fill, length - FILL_AT);
         }
@@ -83,7 +87,7 @@ impl FrameBuilder {
 
     /// Writes the segment that starts `position` bytes into the packet.
     pub(super) fn write_rest(segment: &mut [u8], position: usize, flow: u16, sequence: u64) {
-        Fill::new(flow, sequence).write(position - FILL_AT, segment);
+        Fill::new(flow, sequence).write_at(position - FILL_AT, segment);
     }
 
     #[inline(never)]
@@ -103,8 +107,7 @@ impl FrameBuilder {
 }
 
 #[inline(never)]
-fn write_udp_checksum(head: &mut [u8], fill: Fill, length: usize) {
-    let Some(head) = head.first_chunk_mut::<FILL_AT>() else { return };
+fn write_udp_checksum(head: &mut [u8; FILL_AT], fill: Fill, length: usize) {
     let sum = checksum::add(pseudo_header(head), &head[UDP_AT..]) + fill.sum(length);
     // 0 means "none": RFC 768 has the other zero sent in its place.
     let sum = match checksum::finish(sum) {

@@ -17,7 +17,7 @@ pub(super) fn add_number(sum: u64, number: u16) -> u64 {
 }
 
 /// The unfolded sum of an even number of bytes.
-#[inline]
+#[inline(always)]
 pub(super) fn add(mut sum: u64, bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<4>();
     for word in words {

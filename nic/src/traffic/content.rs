@@ -32,41 +32,61 @@ impl Fill {
         self.word(position / 8).to_le_bytes()[position % 8]
     }
 
-    /// Writes the bytes from `position` on.
+    /// Writes the bytes from the first on.
     #[inline(always)]
-    pub(super) fn write(self, position: usize, part: &mut [u8]) {
+    pub(super) fn write(self, part: &mut [u8]) {
+        let (words, rest) = part.as_chunks_mut::<8>();
+        let mut word = self.0;
+        for place in words {
+            *place = word.to_le_bytes();
+            word = word.wrapping_add(STEP);
+        }
+        let left = rest.len();
+        if left == 0 {
+            return;
+        }
+        // A last word that overlaps the one before: a store of one size, where a copy of `left` bytes is a function call.
+        match part.last_chunk_mut::<8>() {
+            Some(place) => *place = tail(word.wrapping_sub(STEP), word, left).to_le_bytes(),
+            None => part.copy_from_slice(&word.to_le_bytes()[..left]),
+        }
+    }
+
+    /// Writes the bytes from `position` on.
+    pub(super) fn write_at(self, position: usize, part: &mut [u8]) {
         let lead = (position.wrapping_neg() % 8).min(part.len());
         let (lead, aligned) = part.split_at_mut(lead);
         for (offset, byte) in lead.iter_mut().enumerate() {
             *byte = self.byte(position + offset);
         }
-        let first = position.div_ceil(8);
-        let (words, rest) = aligned.as_chunks_mut::<8>();
-        let count = words.len();
-        for (index, word) in words.iter_mut().enumerate() {
-            *word = self.word(first + index).to_le_bytes();
-        }
-        let last = self.word(first + count).to_le_bytes();
-        rest.copy_from_slice(&last[..rest.len()]);
+        Self(self.word(position.div_ceil(8))).write(aligned);
     }
 
-    /// Whether the bytes from `position` on are those of `part`.
+    /// Whether these are the bytes from the first on.
     #[inline(always)]
-    fn matches(self, position: usize, part: &[u8]) -> bool {
+    fn matches(self, part: &[u8]) -> bool {
+        let (words, rest) = part.as_chunks::<8>();
+        let (mut word, mut wrong) = (self.0, 0);
+        for place in words {
+            wrong |= u64::from_le_bytes(*place) ^ word;
+            word = word.wrapping_add(STEP);
+        }
+        let left = rest.len();
+        if left > 0 {
+            wrong |= match part.last_chunk::<8>() {
+                Some(place) => u64::from_le_bytes(*place) ^ tail(word.wrapping_sub(STEP), word, left),
+                None => u64::from(*part != word.to_le_bytes()[..left]),
+            };
+        }
+        wrong == 0
+    }
+
+    /// Whether these are the bytes from `position` on.
+    fn matches_at(self, position: usize, part: &[u8]) -> bool {
         let lead = (position.wrapping_neg() % 8).min(part.len());
         let (lead, aligned) = part.split_at(lead);
-        let mut wrong = 0;
-        for (offset, byte) in lead.iter().enumerate() {
-            wrong |= u64::from(byte ^ self.byte(position + offset));
-        }
-        let first = position.div_ceil(8);
-        let (words, rest) = aligned.as_chunks::<8>();
-        for (index, word) in words.iter().enumerate() {
-            wrong |= u64::from_le_bytes(*word) ^ self.word(first + index);
-        }
-        let mut last = self.word(first + words.len()).to_le_bytes();
-        last[..rest.len()].copy_from_slice(rest);
-        wrong | u64::from_le_bytes(last) ^ self.word(first + words.len()) == 0
+        let whole = lead.iter().enumerate().all(|(offset, byte)| *byte == self.byte(position + offset));
+        whole & Self(self.word(position.div_ceil(8))).matches(aligned)
     }
 
     /// The unfolded checksum of the first `length` bytes.
@@ -80,6 +100,12 @@ impl Fill {
         }
         sum
     }
+}
+
+/// The eight bytes that end `left` (1 to 7) bytes into `word`, of which `before` is the word before.
+#[inline(always)]
+fn tail(before: u64, word: u64, left: usize) -> u64 {
+    before >> (8 * left) | word << (64 - 8 * left)
 }
 
 /// What the headers of a test packet say.
@@ -111,7 +137,7 @@ fn be16(bytes: &[u8; FILL_AT], at: usize) -> u16 {
 #[inline]
 pub fn read(frame: &[u8]) -> Result<TestPacket, Damage> {
     let (packet, fill) = read_head(frame, frame.len())?;
-    if fill.matches(0, &frame[FILL_AT..]) { Ok(packet) } else { Err(Damage::Corrupt) }
+    if fill.matches(&frame[FILL_AT..]) { Ok(packet) } else { Err(Damage::Corrupt) }
 }
 
 /// The same for a chain: `segments` in order, `length` bytes together. The first holds the headers, or it is foreign.
@@ -122,9 +148,9 @@ pub(super) fn read_segments<'a>(
     let head = segments.next().unwrap_or_default();
     let (packet, fill) = read_head(head, length)?;
     let mut position = head.len() - FILL_AT;
-    let mut whole = fill.matches(0, &head[FILL_AT..]);
+    let mut whole = fill.matches(&head[FILL_AT..]);
     for segment in segments {
-        whole &= fill.matches(position, segment);
+        whole &= fill.matches_at(position, segment);
         position += segment.len();
     }
     if whole { Ok(packet) } else { Err(Damage::Corrupt) }

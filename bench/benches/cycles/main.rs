@@ -1,0 +1,18 @@
+//! What the parts cost, in ticks of the time stamp counter for each packet or item: `cargo bench -p bench`.
+//!
+//! The figures of peers that the names recall (DPDK's mempool, mbuf and ring benchmarks) have the same bulk sizes.
+#![forbid(unsafe_code)]
+
+mod forwarding;
+mod packet_memory;
+mod ring;
+mod traffic;
+
+use criterion::{criterion_group, criterion_main};
+
+criterion_group! {
+    name = cycles;
+    config = bench::criterion();
+    targets = packet_memory::benches, ring::benches, traffic::benches, forwarding::benches
+}
+criterion_main!(cycles);
