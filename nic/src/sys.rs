@@ -32,7 +32,7 @@ pub(crate) fn allocate_file(file: BorrowedFd<'_>, length: usize) -> io::Result<(
 /// `mmap(2)` of `length` bytes of address space with nothing behind it: no memory, no access.
 pub(crate) fn reserve(length: usize) -> io::Result<NonNull<u8>> {
     // SAFETY: a new mapping at an address of the kernel's choice overlays nothing that exists.
-    unsafe { map(ptr::null_mut(), length, libc::PROT_NONE, RESERVED, -1) }
+    unsafe { map(ptr::null_mut(), length, libc::PROT_NONE, RESERVED, (-1, 0)) }
 }
 
 const RESERVED: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -48,7 +48,9 @@ pub(crate) unsafe fn map_reserved(
 ) -> io::Result<()> {
     let flags = libc::MAP_SHARED | libc::MAP_POPULATE | libc::MAP_FIXED;
     // SAFETY: the caller's promise: what MAP_FIXED replaces is reserved address space that nothing refers to.
-    unsafe { map(address.as_ptr(), length, libc::PROT_READ | libc::PROT_WRITE, flags, file.as_raw_fd()) }?;
+    unsafe {
+        map(address.as_ptr(), length, libc::PROT_READ | libc::PROT_WRITE, flags, (file.as_raw_fd(), 0))
+    }?;
     Ok(())
 }
 
@@ -58,7 +60,26 @@ pub(crate) unsafe fn map_reserved(
 /// The range is that of one [`map_reserved`] call, and nothing refers to its memory any more.
 pub(crate) unsafe fn unmap_reserved(address: NonNull<u8>, length: usize) {
     // SAFETY: the caller's promise. It cannot fail but for want of kernel memory; the range then stays mapped.
-    let _ = unsafe { map(address.as_ptr(), length, libc::PROT_NONE, RESERVED | libc::MAP_FIXED, -1) };
+    let _ = unsafe { map(address.as_ptr(), length, libc::PROT_NONE, RESERVED | libc::MAP_FIXED, (-1, 0)) };
+}
+
+/// `mmap(2)` of `length` bytes of `file` from `offset` at an address of the kernel's choice: shared, readable and
+/// writable, populated.
+pub(crate) fn map_shared(file: BorrowedFd<'_>, length: usize, offset: i64) -> io::Result<NonNull<u8>> {
+    let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
+    // SAFETY: without MAP_FIXED it overlays nothing that exists.
+    unsafe {
+        map(ptr::null_mut(), length, libc::PROT_READ | libc::PROT_WRITE, flags, (file.as_raw_fd(), offset))
+    }
+}
+
+/// `munmap(2)`.
+///
+/// # Safety
+/// `address` and `length` are those of one [`map_shared`] call, and nothing refers to the memory any more.
+pub(crate) unsafe fn unmap(address: NonNull<u8>, length: usize) {
+    // SAFETY: the caller's promise is what munmap needs; it can then only fail on a wrong argument.
+    unsafe { libc::munmap(address.as_ptr().cast(), length) };
 }
 
 /// # Safety
@@ -68,10 +89,10 @@ unsafe fn map(
     length: usize,
     protection: libc::c_int,
     flags: libc::c_int,
-    fd: libc::c_int,
+    (fd, offset): (libc::c_int, i64),
 ) -> io::Result<NonNull<u8>> {
     // SAFETY: the caller's promise; without MAP_FIXED nothing existing is touched.
-    let address = unsafe { libc::mmap(address.cast(), length, protection, flags, fd, 0) };
+    let address = unsafe { libc::mmap(address.cast(), length, protection, flags, fd, offset) };
     if address == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
