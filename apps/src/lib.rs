@@ -1,12 +1,26 @@
 //! What the binaries share: how a run starts and how it ends.
 #![forbid(unsafe_code)]
 
+use clap::Parser;
+use clap::error::{ContextKind, ContextValue};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-/// Runs an application's main function with logging set up; prints its error as one line and turns it into the exit
-/// status: 2 where the command line is to blame, else 1.
-pub fn run(main: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
+/// Runs an application's main function with its arguments parsed and logging set up; prints its error as one line and
+/// turns it into the exit status: 2 where the command line is to blame, else 1.
+pub fn run<Args: Parser>(main: impl FnOnce(Args) -> anyhow::Result<()>) -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) if !error.use_stderr() => {
+            // --help and --version; a reader that went away is no error.
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("error: {}", one_line(&error));
+            return ExitCode::from(2);
+        }
+    };
     let filter =
         tracing_subscriber::EnvFilter::try_from_env("ISOPLANE_LOG").unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt()
@@ -16,11 +30,22 @@ pub fn run(main: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
         .with_target(false)
         .without_time()
         .init();
-    match main() {
+    match main(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::from(error.downcast_ref::<dataplane::Error>().map_or(1, dataplane::Error::exit_status))
         }
+    }
+}
+
+/// A parser's error without the usage that clap prints below it: what is wrong, and what to type.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let problem = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    match error.get(ContextKind::SuggestedArg).or(error.get(ContextKind::SuggestedValue)) {
+        Some(ContextValue::String(known)) => format!("{problem}: did you mean {known}?"),
+        Some(ContextValue::Strings(known)) => format!("{problem}: did you mean {}?", known.join(" or ")),
+        _ => format!("{problem} (--help lists the options)"),
     }
 }

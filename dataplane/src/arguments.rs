@@ -44,7 +44,7 @@ pub struct DataplaneArgs {
     pub pages: PageChoice,
 
     /// Stop after so many seconds [default: run until Ctrl-C, or until every input has ended]
-    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, help_heading = "Run")]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, allow_negative_numbers = true, help_heading = "Run")]
     pub duration: Option<Duration>,
 
     /// Seconds between two statistics tables; 0 for none

@@ -133,8 +133,15 @@ impl Table {
             for (reason, count) in &port.drops {
                 let _ = writeln!(text, "    {} {count:>14} packets  {reason}", self.paint("31", "dropped "));
             }
-            for (name, value) in &port.extra {
-                let _ = writeln!(text, "    {name} {value}");
+            // Zeroes say something only of what else happened: they are in the JSON report.
+            let extra: Vec<String> = port
+                .extra
+                .iter()
+                .filter(|(_, value)| **value > 0)
+                .map(|(name, value)| format!("{name} {value}"))
+                .collect();
+            if !extra.is_empty() {
+                let _ = writeln!(text, "    {}", self.paint("2", &extra.join(", ")));
             }
         }
         let _ = writeln!(

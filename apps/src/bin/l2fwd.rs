@@ -53,10 +53,9 @@ impl Application for L2Fwd {
 }
 
 fn main() -> ExitCode {
-    apps::run(|| {
-        let mut args = Args::parse();
+    apps::run(|mut args: Args| {
         if args.dataplane.ports.is_empty() {
-            args.dataplane.default_ports(&["mem:gen?rate=1M", "mem:gen?rate=1M"]);
+            args.dataplane.default_ports(&["mem:gen", "mem:gen"]);
             args.dataplane.duration.get_or_insert(Duration::from_secs(10));
         }
         args.dataplane.promiscuous |= args.no_mac_updating;

@@ -1,0 +1,173 @@
+//! Starting, stopping and dying: whatever ends l2fwd, nothing of it is left behind (root).
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::network::{Forwarder, Namespace, Wire, can_make_namespaces, run};
+use common::{assert_books, read_report};
+use std::fs;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+/// Hugepages in use, network namespaces that have a name, and the BPF links and programs of the whole machine.
+#[derive(Debug, PartialEq, Eq)]
+struct Leftovers {
+    hugepages: i64,
+    namespaces: usize,
+    links: usize,
+    programs: usize,
+}
+
+impl Leftovers {
+    fn count() -> Self {
+        let meminfo = fs::read_to_string("/proc/meminfo").unwrap();
+        let pages = |key: &str| -> i64 {
+            let line = meminfo.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+            line.trim().parse().unwrap()
+        };
+        let bpf = |what: &str| {
+            let text = run("bpftool", &["-j", what, "show"]);
+            let list: serde_json::Value = serde_json::from_str(&text).unwrap();
+            list.as_array().map_or(0, Vec::len)
+        };
+        Self {
+            hugepages: pages("HugePages_Total:") - pages("HugePages_Free:"),
+            namespaces: fs::read_dir("/run/netns").map_or(0, Iterator::count),
+            links: bpf("link"),
+            programs: bpf("prog"),
+        }
+    }
+
+    /// Waits until all is as it was, for 10 s at most: the kernel frees programs and namespaces some time after their
+    /// last user is gone.
+    #[track_caller]
+    fn assert_back(&self) {
+        let start = Instant::now();
+        loop {
+            let now = Self::count();
+            if now == *self {
+                return;
+            }
+            assert!(start.elapsed() < Duration::from_secs(10), "left behind: {now:?}, before: {self:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// True where `ip link` and `bpftool net` agree that an interface has no XDP program.
+#[track_caller]
+fn assert_no_program(namespace: &Namespace, interface: &str) {
+    let start = Instant::now();
+    while namespace.ip(&["link", "show", interface]).contains("xdp") {
+        assert!(start.elapsed() < Duration::from_secs(10), "{interface} keeps its XDP program");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let net = namespace.run("bpftool", &["-j", "net", "show"]);
+    assert!(!net.contains(&format!("\"{interface}\"")), "bpftool still sees a program: {net}");
+}
+
+#[test]
+fn namespace_fifty_starts_and_stops_leave_nothing() {
+    if !can_make_namespaces("namespace_fifty_starts_and_stops_leave_nothing") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("report.json");
+    let wire = Wire::new(1500);
+    let before = Leftovers::count();
+    for round in 0..50 {
+        let args = ["--port", "afxdp:p0", "--port", "afxdp:p1", "--report", report.to_str().unwrap()];
+        let forwarder = Forwarder::start(&wire.middle, &args);
+        forwarder.wait_until_open(2);
+        assert!(forwarder.end(["INT", "TERM"][round % 2]).success(), "round {round}");
+        assert_books(&read_report(&report));
+    }
+    assert_no_program(&wire.middle, "p0");
+    assert_no_program(&wire.middle, "p1");
+    before.assert_back();
+}
+
+#[test]
+fn namespace_ten_kills_under_traffic_leave_nothing() {
+    if !can_make_namespaces("namespace_ten_kills_under_traffic_leave_nothing") {
+        return;
+    }
+    let wire = Wire::new(1500);
+    let before = Leftovers::count();
+    let flood = ["-q", "-f", "-s", "600", "-w", "120", "10.0.0.2"];
+    let mut ping =
+        wire.left.command("ping", &flood).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    for _ in 0..10 {
+        let forwarder = wire.forward(&[]);
+        assert!(!forwarder.end("KILL").success());
+        assert_no_program(&wire.middle, "p0");
+        assert_no_program(&wire.middle, "p1");
+    }
+    run("kill", &["-INT", &ping.id().to_string()]);
+    ping.wait().unwrap();
+    before.assert_back();
+    // And the interfaces still work.
+    assert!(wire.forward(&[]).end("INT").success());
+}
+
+#[test]
+fn namespace_a_second_forwarder_on_the_same_interface_is_refused_in_words() {
+    if !can_make_namespaces("namespace_a_second_forwarder_on_the_same_interface_is_refused_in_words") {
+        return;
+    }
+    let wire = Wire::new(1500);
+    let first = wire.forward(&[]);
+    let second = Forwarder::start(&wire.middle, &["--port", "afxdp:p0", "--port", "mem:null"]);
+    let status = second.wait_with_log(Duration::from_secs(10));
+    assert_eq!(status.0.code(), Some(1), "{}", status.1);
+    assert!(status.1.contains("error: afxdp:p0:") && status.1.contains("bpftool"), "{}", status.1);
+    wire.wait_for_link();
+    assert!(first.end("INT").success());
+}
+
+#[test]
+fn namespace_without_privilege_it_says_which_is_missing() {
+    if !can_make_namespaces("namespace_without_privilege_it_says_which_is_missing") {
+        return;
+    }
+    let wire = Wire::new(1500);
+    let program = common::l2fwd(&[]).get_program().to_str().unwrap().to_owned();
+    let args = [
+        "--bounding-set=-all",
+        "--inh-caps=-all",
+        &program,
+        "--port",
+        "afxdp:p0",
+        "--port",
+        "mem:null",
+        "--duration",
+        "1",
+    ];
+    let output = common::run_within(&mut wire.middle.command("setpriv", &args), Duration::from_secs(10));
+    let lines = common::error_lines(&output);
+    assert_eq!((output.status.code(), lines.len()), (Some(1), 1), "{lines:?}");
+    assert!(lines[0].contains("CAP_NET_ADMIN"), "{lines:?}");
+}
+
+#[test]
+fn namespace_an_interface_that_vanishes_is_an_event() {
+    if !can_make_namespaces("namespace_an_interface_that_vanishes_is_an_event") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("report.json");
+    let wire = Wire::new(1500);
+    let forwarder = wire.forward(&["--report", report.to_str().unwrap()]);
+    let flood = ["-q", "-f", "-w", "60", "10.0.0.2"];
+    let mut ping =
+        wire.left.command("ping", &flood).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wire.middle.ip(&["link", "del", "p1"]);
+    forwarder.wait_for_log("afxdp:p1 has stopped");
+    // One port is left: it goes on.
+    wire.middle.ip(&["link", "del", "p0"]);
+    let (status, log) = forwarder.wait_with_log(Duration::from_secs(10));
+    run("kill", &["-INT", &ping.id().to_string()]);
+    ping.wait().unwrap();
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert_books(&read_report(&report));
+}
