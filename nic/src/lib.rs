@@ -29,6 +29,8 @@ pub mod spec;
 mod sys;
 #[cfg(not(loom))]
 pub mod traffic;
+#[cfg(not(loom))]
+mod veth;
 
 #[cfg(not(loom))]
 pub use {

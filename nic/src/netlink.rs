@@ -85,13 +85,12 @@ fn interface_message(index: u32, flags: u32, change: u32) -> [u8; 16] {
     message
 }
 
-/// The two ends of a veth pair.
-pub(crate) struct VethPair<'a> {
+/// One end of a veth pair.
+pub(crate) struct VethEnd<'a> {
     pub(crate) name: &'a str,
-    pub(crate) peer: &'a str,
     pub(crate) mtu: u32,
-    /// Receive and transmit queues of each end.
-    pub(crate) queues: u32,
+    pub(crate) rx_queues: u32,
+    pub(crate) tx_queues: u32,
 }
 
 impl RouteSocket {
@@ -133,19 +132,19 @@ impl RouteSocket {
     }
 
     /// Makes a veth pair, both ends down.
-    pub(crate) fn create_veth(&self, pair: &VethPair<'_>) -> io::Result<()> {
-        let end = |request: Request, name: &str| {
+    pub(crate) fn create_veth(&self, one: &VethEnd<'_>, other: &VethEnd<'_>) -> io::Result<()> {
+        let describe = |request: Request, end: &VethEnd<'_>| {
             request
-                .name(libc::IFLA_IFNAME, name)
-                .attribute(libc::IFLA_MTU, &pair.mtu.to_ne_bytes())
-                .attribute(libc::IFLA_NUM_TX_QUEUES, &pair.queues.to_ne_bytes())
-                .attribute(libc::IFLA_NUM_RX_QUEUES, &pair.queues.to_ne_bytes())
+                .name(libc::IFLA_IFNAME, end.name)
+                .attribute(libc::IFLA_MTU, &end.mtu.to_ne_bytes())
+                .attribute(libc::IFLA_NUM_TX_QUEUES, &end.tx_queues.to_ne_bytes())
+                .attribute(libc::IFLA_NUM_RX_QUEUES, &end.rx_queues.to_ne_bytes())
         };
         let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL;
         let request = Request::new(libc::RTM_NEWLINK, flags, &interface_message(0, 0, 0));
-        let request = end(request, pair.name).nested(libc::IFLA_LINKINFO, |info| {
+        let request = describe(request, one).nested(libc::IFLA_LINKINFO, |info| {
             info.name(libc::IFLA_INFO_KIND, "veth").nested(libc::IFLA_INFO_DATA, |data| {
-                data.nested(VETH_INFO_PEER, |peer| end(peer.fixed(&interface_message(0, 0, 0)), pair.peer))
+                data.nested(VETH_INFO_PEER, |peer| describe(peer.fixed(&interface_message(0, 0, 0)), other))
             })
         });
         self.change(request)

@@ -45,11 +45,6 @@ impl Interface {
         self.index
     }
 
-    /// The socket, for other requests in its namespace.
-    pub(crate) fn route(&self) -> &RouteSocket {
-        &self.route
-    }
-
     /// Its name now; `ENODEV` where it is gone.
     pub(crate) fn name(&self) -> io::Result<String> {
         let mut argument = sys::interface_argument("")?;

@@ -62,6 +62,16 @@ impl Opening<'_> {
             .then(|| interface.promiscuous())
             .transpose()
             .map_err(|error| self.failed("cannot set promiscuous mode", &error))?;
+        let receiving = interface.queue_counts().rx;
+        if receiving > self.options.queues {
+            tracing::warn!(
+                "{}: {} receives on {receiving} queues and {} of them are ours: the packets of the others go to the kernel; pass queues={receiving}, or channels={}",
+                self.spec.name(),
+                self.name,
+                self.options.queues,
+                self.options.queues
+            );
+        }
         let driver = interface.driver();
         let quirk = quirks::of(&driver);
         let (up, running) = interface.is_up().map_err(system)?;
@@ -298,13 +308,15 @@ impl Opening<'_> {
         agreed: &Agreed,
         max_segments: usize,
     ) -> OpenPort {
-        let (mut rx, mut tx): (Vec<Box<dyn RxQueue>>, Vec<Box<dyn TxQueue>>) = (Vec::new(), Vec::new());
+        let mut rx: Vec<Box<dyn RxQueue>> = Vec::new();
+        let mut tx: Vec<Box<dyn TxQueue>> = Vec::new();
         let mut queues = Vec::new();
         let zero_copy = sockets.iter().all(|opened| opened.socket.zero_copy);
-        for Opened { socket, rx: rx_side, tx: tx_side } in sockets {
+        let shares = sockets.first().is_some_and(|opened| opened.shares);
+        for Opened { socket, rx: rx_side, tx: tx_side, .. } in sockets {
             let port = self.spec.name();
             let pool = self.context.pool;
-            let mut queue = Queue { socket: socket.clone(), rx: None, tx: None };
+            let mut queue = Queue { socket: socket.clone(), rx: None, tx: None, invalid: None };
             if let Some(side) = rx_side {
                 let doorbell = Arc::new(RxDoorbell { socket: socket.clone(), port: port.clone() });
                 let receiver = Receiver::new(side, pool.clone(), self.context.id);
@@ -314,8 +326,10 @@ impl Opening<'_> {
             }
             if let Some(side) = tx_side {
                 let doorbell = Arc::new(TxDoorbell { socket: socket.clone(), port });
-                let side = AfxdpTx::new(Sender::new(side, pool.clone(), max_segments), doorbell, socket);
-                queue.tx = Some(side.counters().clone());
+                let sender = Sender::new(side, pool.clone(), max_segments);
+                queue.tx = Some(sender.counters().clone());
+                queue.invalid = Some(sender.invalid().clone());
+                let side = AfxdpTx::new(sender, doorbell, socket);
                 tx.push(Box::new(side));
             }
             queues.push(queue);
@@ -326,6 +340,9 @@ impl Opening<'_> {
             agreed.hook.name().to_owned(),
             "need_wakeup".to_owned(),
         ];
+        if shares {
+            mode.push("shared UMEM".into());
+        }
         if agreed.multi_buffer {
             mode.push("multi-buffer".into());
         }

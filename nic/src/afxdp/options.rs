@@ -9,8 +9,6 @@ use crate::spec::PortSpec;
 
 /// An Ethernet header and two VLAN tags.
 const HEADERS: usize = 14 + 8;
-/// Frames of more than this no Linux interface sends.
-const MAX_JUMBO: usize = 9216;
 
 /// How packets get between the frames and the NIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,35 +172,38 @@ impl Options {
                 format!("{name} has {available} queue{s} and can have {}, asked for {asked}: pass queues={available}", counts.max)
             }));
         }
-        let mtu = interface.mtu().map_err(system)?;
+        self.check_mtu(spec, interface.mtu().map_err(system)?)?;
+        self.check_driver(spec, &interface.driver())
+    }
+
+    /// Checks that packets of an interface with this MTU fit.
+    pub(crate) fn check_mtu(&self, spec: &PortSpec, mtu: usize) -> Result<(), PortError> {
         let most = Self::single_buffer_len(self.frame_bytes);
         if self.multi_buffer == MultiBuffer::Off && mtu + HEADERS > most {
             return Err(spec.error(format!(
-                "the MTU of {name} is {mtu}, and a packet of it does not fit a frame of {} bytes: pass multibuffer=auto{}, or run \"ip link set {name} mtu {}\"",
+                "the MTU is {mtu}, and such a packet does not fit a frame of {} bytes: pass multibuffer=auto{}, or set the MTU to {} or less (ip link set IFACE mtu N)",
                 self.frame_bytes,
                 if self.frame_bytes == 2048 { " or frame=4096" } else { "" },
                 most - HEADERS
             )));
         }
-        if mtu + HEADERS > MAX_JUMBO && name != "lo" {
-            tracing::warn!(
-                "{}: an MTU of {mtu} is more than AF_XDP is known to carry: longer packets are dropped",
-                spec.name()
-            );
-        }
-        let driver = interface.driver();
-        let quirk = quirks::of(&driver);
-        if self.copying == Copying::Never {
-            if self.binding == Binding::Generic {
-                return Err(spec.error("zero-copy needs the driver's own XDP: pass mode=copy, or bind=drv"));
-            }
-            if let Some(reason) = quirk.no_zero_copy {
-                return Err(
-                    spec.error(format!("no zero-copy with the driver {driver}: {reason}; pass mode=auto"))
-                );
-            }
-        }
         Ok(())
+    }
+
+    /// Checks what is known of a driver.
+    pub(crate) fn check_driver(&self, spec: &PortSpec, driver: &str) -> Result<(), PortError> {
+        if self.copying != Copying::Never {
+            return Ok(());
+        }
+        if self.binding == Binding::Generic {
+            return Err(spec.error("zero-copy needs the driver's own XDP: pass mode=copy, or bind=drv"));
+        }
+        match quirks::of(driver).no_zero_copy {
+            Some(reason) => {
+                Err(spec.error(format!("no zero-copy with the driver {driver}: {reason}: pass mode=auto")))
+            }
+            None => Ok(()),
+        }
     }
 }
 

@@ -6,13 +6,15 @@ use super::socket::Socket;
 use crate::counters::{DropReason, QueueCounters};
 use crate::port::{LinkState, MacAddress, Port};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A queue's socket and the counters of its two sides.
 pub(super) struct Queue {
     pub(super) socket: Arc<Socket>,
     pub(super) rx: Option<Arc<QueueCounters>>,
     pub(super) tx: Option<Arc<QueueCounters>>,
+    /// Completions that could not be used.
+    pub(super) invalid: Option<Arc<AtomicU64>>,
 }
 
 /// An open port.
@@ -78,6 +80,8 @@ impl Port for AfxdpPort {
             };
             extra("fill_ring_empty", statistics.rx_fill_ring_empty_descs);
             extra("fill_ring_invalid", statistics.rx_invalid_descs);
+            let invalid = queue.invalid.as_ref().map_or(0, |invalid| invalid.load(Ordering::Relaxed));
+            extra("completion_invalid", invalid);
             extra("tx_ring_empty", statistics.tx_ring_empty_descs);
         }
     }

@@ -67,11 +67,11 @@ impl<T: Plain> Shared<T> {
     fn over(mapping: Mapping, length: usize, offsets: &libc::xdp_ring_offset) -> io::Result<Self> {
         let wrong = || io::Error::from_raw_os_error(libc::EINVAL);
         let word = |offset: u64| {
-            let fits = offset % 4 == 0 && offset as usize + 4 <= length;
+            let fits = offset.is_multiple_of(4) && offset as usize + 4 <= length;
             // SAFETY: inside the mapping, as just checked.
             fits.then(|| unsafe { mapping.address.add(offset as usize).cast::<u32>() }).ok_or_else(wrong)
         };
-        if offsets.desc as usize % align_of::<T>() != 0 || offsets.desc as usize > length {
+        if !(offsets.desc as usize).is_multiple_of(align_of::<T>()) || offsets.desc as usize > length {
             return Err(wrong());
         }
         Ok(Self {

@@ -191,3 +191,176 @@ impl Drop for AfxdpRx {
         self.socket.park_rx(self.receiver.give_up_ledger());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::ring::model::Peer;
+    use super::*;
+    use crate::memory::PoolConfig;
+    use proptest::prelude::*;
+
+    /// The kernel's part of the receive side.
+    struct Kernel {
+        rx: Peer<libc::xdp_desc>,
+        fill: Peer<u64>,
+        produced: u32,
+        consumed: u32,
+    }
+
+    impl Kernel {
+        fn new(pool: &Pool) -> (Self, Receiver) {
+            let kernel = Self { rx: Peer::new(64), fill: Peer::new(128), produced: 0, consumed: 0 };
+            let mut side = RxSide {
+                ring: kernel.rx.consumer(),
+                fill: kernel.fill.producer(),
+                ledger: Ledger::new(pool),
+            };
+            top_up(&mut side.fill, &mut side.ledger, pool);
+            (kernel, Receiver::new(side, pool.clone(), PortId(5)))
+        }
+
+        /// Receives a packet in so many segments; false where there is no room.
+        fn receive(&mut self, segments: u32, length: u32) -> bool {
+            let filled = self.fill.producer_index().wrapping_sub(self.consumed);
+            let room = 64_u32.saturating_sub(self.produced.wrapping_sub(self.rx.consumer_index()));
+            if filled < segments || room < segments {
+                return false;
+            }
+            for left in (0..segments).rev() {
+                let addr = self.fill.get(self.consumed) + 256;
+                self.consumed = self.consumed.wrapping_add(1);
+                let options = if left > 0 { libc::XDP_PKT_CONTD } else { 0 };
+                self.put(libc::xdp_desc { addr, len: length, options });
+            }
+            self.fill.set_consumer(self.consumed);
+            self.rx.set_producer(self.produced);
+            true
+        }
+
+        fn put(&mut self, descriptor: libc::xdp_desc) {
+            self.rx.put(self.produced, descriptor);
+            self.produced = self.produced.wrapping_add(1);
+        }
+    }
+
+    fn pool() -> Pool {
+        Pool::new(&PoolConfig { frames: 512, ..PoolConfig::default() }).unwrap()
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Honest { segments: u32, length: u32 },
+        Descriptor { addr: u64, len: u32, options: u32 },
+        Producer(u32),
+        FillConsumer(u32),
+        Poll,
+    }
+
+    fn honest() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (1_u32..20, 0_u32..1793).prop_map(|(segments, length)| Step::Honest { segments, length }),
+            4 => (0_u32..1793).prop_map(|length| Step::Honest { segments: 1, length }),
+            1 => Just(Step::Poll),
+        ]
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        let address =
+            prop_oneof![0_u64..512 * 2048, any::<u64>(), (0_u64..512).prop_map(|frame| frame * 2048 + 256)];
+        let length = prop_oneof![0_u32..2048, any::<u32>()];
+        prop_oneof![
+            4 => honest(),
+            4 => (address, length, 0_u32..2).prop_map(|(addr, len, options)| Step::Descriptor { addr, len, options }),
+            1 => any::<u32>().prop_map(Step::Producer),
+            1 => any::<u32>().prop_map(Step::FillConsumer),
+            2 => Just(Step::Poll),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn all_that_the_kernel_receives_comes_out_in_order(steps in proptest::collection::vec(honest(), 1..200)) {
+            let pool = pool();
+            let (mut kernel, mut receiver) = Kernel::new(&pool);
+            let (mut wanted, mut got) = (Vec::new(), Vec::new());
+            let mut too_long = 0;
+            for step in steps.into_iter().chain([Step::Poll, Step::Poll]) {
+                match step {
+                    Step::Honest { segments, length } if kernel.receive(segments, length) => {
+                        if segments as usize > MAX_SEGMENTS {
+                            too_long += 1;
+                        } else {
+                            wanted.push((segments as usize, (segments * length) as usize));
+                        }
+                    }
+                    _ => {
+                        let mut batch = Batch::new();
+                        receiver.receive(&mut batch);
+                        got.extend(batch.iter().map(|packet| (packet.segment_count(), packet.total_len())));
+                    }
+                }
+            }
+            prop_assert_eq!(&got, &wanted);
+            let counters = receiver.counters.clone();
+            prop_assert_eq!(counters.packets.get(), wanted.len() as u64);
+            prop_assert_eq!(counters.bytes.get(), wanted.iter().map(|(_, bytes)| *bytes as u64).sum::<u64>());
+            prop_assert_eq!(counters.drops(DropReason::RxOversize).get(), too_long);
+            prop_assert_eq!(counters.drops(DropReason::RxInvalidDescriptor).get(), 0);
+            prop_assert_eq!(pool.audit().held as u64, counters.held.get());
+            drop(receiver);
+            prop_assert_eq!(pool.audit().held, 0);
+        }
+
+        #[test]
+        fn whatever_the_kernel_writes_no_frame_is_used_twice_or_lost(
+            steps in proptest::collection::vec(any_step(), 1..200),
+        ) {
+            let pool = pool();
+            let (mut kernel, mut receiver) = Kernel::new(&pool);
+            let mut kept = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Honest { segments, length } => drop(kernel.receive(segments, length)),
+                    Step::Descriptor { addr, len, options } => {
+                        kernel.put(libc::xdp_desc { addr, len, options });
+                        kernel.rx.set_producer(kernel.produced);
+                    }
+                    Step::Producer(value) => {
+                        kernel.produced = value;
+                        kernel.rx.set_producer(value);
+                    }
+                    Step::FillConsumer(value) => kernel.fill.set_consumer(value),
+                    Step::Poll => {
+                        let mut batch = Batch::new();
+                        receiver.receive(&mut batch);
+                        for packet in &mut batch {
+                            // Debug builds of the pool catch a frame that is handed out or freed twice.
+                            packet.data_mut().fill(1);
+                        }
+                        kept.push(batch);
+                        kept.truncate(3);
+                    }
+                }
+            }
+            kept.clear();
+            drop(receiver);
+            let audit = pool.audit();
+            prop_assert_eq!((audit.held, audit.duplicated), (0, 0));
+        }
+    }
+
+    #[test]
+    fn an_index_out_of_range_is_counted_and_the_queue_goes_on() {
+        let pool = pool();
+        let (mut kernel, mut receiver) = Kernel::new(&pool);
+        let mut batch = Batch::new();
+        kernel.rx.set_producer(65);
+        receiver.receive(&mut batch);
+        receiver.receive(&mut batch);
+        assert_eq!((batch.len(), kernel.rx.consumer_index()), (0, 0));
+        assert_eq!(receiver.counters.drops(DropReason::RxInvalidDescriptor).get(), 1);
+        assert!(kernel.receive(1, 60));
+        receiver.receive(&mut batch);
+        assert_eq!((batch.len(), batch.as_slice()[0].port()), (1, PortId(5)));
+    }
+}

@@ -80,6 +80,8 @@ pub(super) struct Opened {
     pub(super) socket: Arc<Socket>,
     pub(super) rx: Option<RxSide>,
     pub(super) tx: Option<TxSide>,
+    /// Whether it uses the UMEM that another socket registered.
+    pub(super) shares: bool,
 }
 
 /// Which step of opening failed.
@@ -179,7 +181,7 @@ impl Socket {
             }
         };
         let tx = tx.map(|(ring, completion)| TxSide { ring, completion, ledger: Ledger::new(pool) });
-        Ok(Opened { socket, rx, tx })
+        Ok(Opened { socket, rx, tx, shares: sharer.is_some() })
     }
 
     /// The descriptor.

@@ -14,7 +14,7 @@ use crate::memory::{Batch, Packet, Pool};
 use crate::port::{Doorbell, TxQueue};
 use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const ETHERNET_HEADER: usize = 14;
 /// While the interface is down, the doorbell is rung this seldom, to see whether it is back.
@@ -34,7 +34,10 @@ pub(super) struct Sender {
     max_packet_len: usize,
     /// Packets whose frames came back.
     completed: u64,
+    /// The kernel's index was out of range when last seen: counted once.
     hostile: bool,
+    /// Completions of what we had not sent, and indices out of range. No packet is lost by them.
+    invalid: Arc<AtomicU64>,
     counters: Arc<QueueCounters>,
 }
 
@@ -50,15 +53,19 @@ impl Sender {
             max_packet_len: 0,
             completed: 0,
             hostile: false,
+            invalid: Arc::default(),
             counters: Arc::default(),
         }
     }
 
-    fn note_hostile(&mut self) {
-        if !mem::replace(&mut self.hostile, true) {
-            self.counters.drops(DropReason::TxInvalidDescriptor).add(0);
-            tracing::debug!("the kernel's ring index is out of range");
-        }
+    /// How many entries of the completion ring were not to be used.
+    pub(super) fn invalid(&self) -> &Arc<AtomicU64> {
+        &self.invalid
+    }
+
+    /// The counters.
+    pub(super) fn counters(&self) -> &Arc<QueueCounters> {
+        &self.counters
     }
 
     /// Takes back the frames that the kernel is done with. `refused`: how many packets of all were not sent.
@@ -66,17 +73,24 @@ impl Sender {
     fn reclaim(&mut self, refused: u64) {
         let filled = match self.completion.filled() {
             Ok(filled) => filled,
-            Err(Hostile) => return self.note_hostile(),
+            Err(Hostile) => {
+                if !mem::replace(&mut self.hostile, true) {
+                    self.invalid.fetch_add(1, Ordering::Relaxed);
+                }
+                return;
+            }
         };
         let mut bytes = 0;
         for ahead in 0..filled {
-            // An address that is not in the books is nothing to us.
-            if let Some((frame, length, _)) = self.ledger.settle(self.completion.read(ahead)) {
-                self.completed += u64::from(length > 0);
-                bytes += u64::from(length);
-                self.garbage.add(frame);
-            }
+            let Some((frame, length, _)) = self.ledger.settle(self.completion.read(ahead)) else {
+                self.invalid.fetch_add(1, Ordering::Relaxed);
+                continue;
+            };
+            self.completed += u64::from(length > 0);
+            bytes += u64::from(length);
+            self.garbage.add(frame);
         }
+        self.hostile = false;
         if filled > 0 {
             self.completion.release(filled);
             self.garbage.free();
@@ -90,8 +104,9 @@ impl Sender {
     /// Puts packets from the front of `batch` on the ring, as many as there is room for.
     #[inline]
     fn send(&mut self, batch: &mut Batch) {
+        // An index that cannot be leaves no room; the batch stays with the caller.
         let Ok(free) = self.ring.free((batch.len() * self.max_segments) as u32) else {
-            return self.note_hostile();
+            return;
         };
         let count = fitting(batch, free as usize);
         let mut written = 0;
@@ -205,7 +220,8 @@ fn fitting(batch: &Batch, free: usize) -> usize {
         return batch
             .iter()
             .take_while(|packet| {
-                let segments = packet.segment_count();
+                // Longer ones are dropped, and must not wait for room that there never is.
+                let segments = packet.segment_count().min(MAX_SEGMENTS);
                 let fits = segments <= left;
                 left = left.saturating_sub(segments);
                 fits
@@ -325,5 +341,264 @@ impl Sender {
         self.counters.drops(DropReason::TxInvalidDescriptor).set(invalid);
         self.counters.drops(DropReason::TxUnsent).add(unsent);
         self.counters.held.set(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ring::model::Peer;
+    use super::*;
+    use crate::memory::PoolConfig;
+    use proptest::prelude::*;
+
+    const RING: u32 = 64;
+
+    /// The kernel's part of the transmit side.
+    struct Kernel {
+        tx: Peer<libc::xdp_desc>,
+        completion: Peer<u64>,
+        consumed: u32,
+        completed: u32,
+        /// Taken from the ring and not given back.
+        under_way: Vec<u64>,
+        /// What it sent, by packet: segments and bytes.
+        sent: Vec<(usize, usize)>,
+        chain: (usize, usize),
+    }
+
+    impl Kernel {
+        fn new(pool: &Pool) -> (Self, Sender) {
+            let kernel = Self {
+                tx: Peer::new(RING),
+                completion: Peer::new(RING),
+                consumed: 0,
+                completed: 0,
+                under_way: Vec::new(),
+                sent: Vec::new(),
+                chain: (0, 0),
+            };
+            let side = TxSide {
+                ring: kernel.tx.producer(),
+                completion: kernel.completion.consumer(),
+                ledger: Ledger::new(pool),
+            };
+            let mut sender = Sender::new(side, pool.clone(), MAX_SEGMENTS);
+            sender.max_packet_len = 9014;
+            (kernel, sender)
+        }
+
+        /// Takes descriptors without a look at what they say.
+        fn look(&mut self, count: u32) {
+            let filled = self.tx.producer_index().wrapping_sub(self.consumed);
+            for _ in 0..count.min(filled) {
+                self.under_way.push(self.tx.get(self.consumed).addr);
+                self.consumed = self.consumed.wrapping_add(1);
+            }
+            self.tx.set_consumer(self.consumed);
+        }
+
+        fn consume(&mut self, count: u32, frames: usize) {
+            let filled = self.tx.producer_index().wrapping_sub(self.consumed);
+            let room = (RING as usize).saturating_sub(self.under_way.len());
+            for _ in 0..count.min(filled).min(room as u32) {
+                let descriptor = self.tx.get(self.consumed);
+                self.consumed = self.consumed.wrapping_add(1);
+                let inside = (descriptor.addr % 2048) as usize + descriptor.len as usize;
+                assert!(descriptor.len > 0 && inside <= 2048 && descriptor.addr < frames as u64 * 2048);
+                self.under_way.push(descriptor.addr);
+                self.chain = (self.chain.0 + 1, self.chain.1 + descriptor.len as usize);
+                if descriptor.options & libc::XDP_PKT_CONTD == 0 {
+                    self.sent.push(std::mem::take(&mut self.chain));
+                }
+            }
+            self.tx.set_consumer(self.consumed);
+        }
+
+        fn complete(&mut self, count: usize) {
+            let room = RING.saturating_sub(self.completed.wrapping_sub(self.completion.consumer_index()));
+            for _ in 0..count.min(self.under_way.len()).min(room as usize) {
+                // In another order than it was sent in: a device may.
+                let address = self.under_way.swap_remove(0);
+                self.give_back(address);
+            }
+            self.completion.set_producer(self.completed);
+        }
+
+        fn give_back(&mut self, address: u64) {
+            self.completion.put(self.completed, address);
+            self.completed = self.completed.wrapping_add(1);
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// Lengths of the segments; true: of another pool.
+        Send(Vec<usize>, bool),
+        Consume(u32),
+        Complete(usize),
+        Address(u64),
+        Completions(u32),
+        Consumer(u32),
+    }
+
+    fn honest() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => (proptest::collection::vec(0_usize..1400, 1..8), proptest::bool::weighted(0.2))
+                .prop_map(|(lengths, foreign)| Step::Send(lengths, foreign)),
+            3 => (0_usize..1500).prop_map(|length| Step::Send(vec![length], false)),
+            2 => (0_u32..100).prop_map(Step::Consume),
+            2 => (0_usize..100).prop_map(Step::Complete),
+        ]
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            8 => honest(),
+            1 => prop_oneof![any::<u64>(), 0_u64..256 * 2048].prop_map(Step::Address),
+            1 => any::<u32>().prop_map(Step::Completions),
+            1 => any::<u32>().prop_map(Step::Consumer),
+        ]
+    }
+
+    fn pool() -> Pool {
+        Pool::new(&PoolConfig { frames: 256, ..PoolConfig::default() }).unwrap()
+    }
+
+    fn packet(pool: &Pool, lengths: &[usize]) -> Option<Packet> {
+        let mut parts = lengths.iter().map(|length| pool.allocate(*length));
+        let mut packet = parts.next()??;
+        for part in parts {
+            packet.chain(part?);
+        }
+        Some(packet)
+    }
+
+    proptest! {
+        #[test]
+        fn every_packet_is_sent_or_dropped_by_name_and_every_frame_comes_back(
+            steps in proptest::collection::vec(honest(), 1..150),
+        ) {
+            let (pool, other) = (pool(), pool());
+            let (mut kernel, mut sender) = Kernel::new(&pool);
+            let mut offered = 0;
+            let mut batch = Batch::new();
+            for step in steps {
+                match step {
+                    Step::Send(lengths, foreign) if batch.room() > 0 => {
+                        if let Some(packet) = packet(if foreign { &other } else { &pool }, &lengths) {
+                            offered += 1;
+                            batch.push(packet).unwrap();
+                        }
+                        sender.send(&mut batch);
+                    }
+                    Step::Consume(count) => kernel.consume(count, 256),
+                    Step::Complete(count) => kernel.complete(count),
+                    _ => {}
+                }
+                sender.reclaim(0);
+            }
+            let counters = sender.counters.clone();
+            let left = batch.len() as u64;
+            batch.clear();
+            // What the kernel has not looked at is unsent; what it has is sent, given back or not.
+            sender.settle_unsent(0, 0);
+            let dropped: u64 = counters.all_drops().map(|(_, count)| count).sum();
+            prop_assert_eq!(offered, counters.packets.get() + dropped + left);
+            // A packet of which the kernel has seen a part is not sent.
+            prop_assert_eq!(counters.packets.get(), kernel.sent.len() as u64);
+            let bytes: usize = kernel.sent.iter().map(|(_, bytes)| bytes).sum();
+            prop_assert_eq!(counters.bytes.get(), bytes as u64);
+            prop_assert!(kernel.sent.iter().all(|(segments, bytes)| *segments <= MAX_SEGMENTS && *bytes >= 14));
+            drop(sender);
+            prop_assert_eq!((pool.audit().held, other.audit().held), (0, 0));
+        }
+
+        #[test]
+        fn whatever_the_kernel_writes_no_frame_is_freed_twice_or_lost(
+            steps in proptest::collection::vec(any_step(), 1..150),
+        ) {
+            let pool = pool();
+            let (mut kernel, mut sender) = Kernel::new(&pool);
+            for step in steps {
+                match step {
+                    Step::Send(lengths, _) => {
+                        let mut batch = Batch::new();
+                        if let Some(packet) = packet(&pool, &lengths) {
+                            batch.push(packet).unwrap();
+                        }
+                        sender.send(&mut batch);
+                    }
+                    // Where its index is out of range, the model would read what nobody wrote.
+                    Step::Consume(count) if kernel.tx.producer_index().wrapping_sub(kernel.consumed) <= RING => {
+                        kernel.look(count);
+                    }
+                    Step::Consume(_) => {}
+                    Step::Complete(count) => kernel.complete(count),
+                    Step::Address(address) => {
+                        kernel.give_back(address);
+                        kernel.completion.set_producer(kernel.completed);
+                    }
+                    Step::Completions(value) => {
+                        kernel.completed = value;
+                        kernel.completion.set_producer(value);
+                    }
+                    Step::Consumer(value) => {
+                        kernel.consumed = value;
+                        kernel.tx.set_consumer(value);
+                    }
+                }
+                sender.reclaim(0);
+            }
+            sender.settle_unsent(0, 0);
+            drop(sender);
+            let audit = pool.audit();
+            prop_assert_eq!((audit.held, audit.duplicated), (0, 0));
+        }
+    }
+
+    #[test]
+    fn short_and_long_packets_are_dropped_by_name_and_a_vlan_tag_is_no_extra_length() {
+        let pool = pool();
+        let (mut kernel, mut sender) = Kernel::new(&pool);
+        sender.max_packet_len = 1514;
+        let mut batch = Batch::new();
+        for length in [13, 14, 1514, 1515, 1518, 1519] {
+            let mut packet = pool.allocate(length).unwrap();
+            if length > 1515 {
+                packet.data_mut()[12..14].copy_from_slice(&[0x81, 0]);
+                packet.data_mut()[16..18].copy_from_slice(&[8, 0]);
+            }
+            batch.push(packet).unwrap();
+        }
+        sender.send(&mut batch);
+        kernel.consume(RING, 256);
+        let lengths: Vec<usize> = kernel.sent.iter().map(|(_, bytes)| *bytes).collect();
+        assert_eq!(lengths, [14, 1514, 1518]);
+        let drops = |reason| sender.counters.drops(reason).get();
+        assert_eq!((drops(DropReason::TxUndersize), drops(DropReason::TxOversize)), (1, 2));
+    }
+
+    #[test]
+    fn a_chain_that_can_never_fit_does_not_block_the_ring() {
+        let pool = pool();
+        let (_kernel, mut sender) = Kernel::new(&pool);
+        let mut batch = Batch::new();
+        batch.push(packet(&pool, &[20; RING as usize + 1]).unwrap()).unwrap();
+        sender.send(&mut batch);
+        assert_eq!((batch.len(), sender.counters.drops(DropReason::TxOversize).get()), (0, 1));
+    }
+
+    #[test]
+    fn completions_of_what_was_not_sent_are_counted() {
+        let pool = pool();
+        let (mut kernel, mut sender) = Kernel::new(&pool);
+        kernel.give_back(4096);
+        kernel.completion.set_producer(kernel.completed);
+        sender.reclaim(0);
+        kernel.completion.set_producer(RING + 2);
+        sender.reclaim(0);
+        sender.reclaim(0);
+        assert_eq!(sender.invalid.load(Ordering::Relaxed), 2);
+        assert_eq!((sender.counters.packets.get(), pool.audit().held), (0, 0));
     }
 }

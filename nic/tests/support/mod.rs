@@ -1,13 +1,17 @@
 //! What tests on real interfaces share: a private network namespace, veth pairs in it, and packets that say who they are.
 #![forbid(unsafe_code)]
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use nic::counters::DropReason;
 use nic::{Batch, OpenContext, OpenPort, Packet, Pool, PoolConfig, PortId, PortSpec, RxQueue, TxQueue};
 use nix::sched::{CloneFlags, unshare};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+/// One test at a time: they all want the CPU, and pools are few.
+static RUNNING: Mutex<()> = Mutex::new(());
 
 /// Runs `test` in a thread with a network namespace of its own, which goes with it; says SKIPPED where that cannot be.
 pub(crate) fn in_namespace(name: &str, test: impl FnOnce() + Send + 'static) {
@@ -15,6 +19,7 @@ pub(crate) fn in_namespace(name: &str, test: impl FnOnce() + Send + 'static) {
         eprintln!("SKIPPED {name}: needs root");
         return;
     }
+    let _running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
     let run = thread::Builder::new().name(name.to_owned()).spawn({
         let name = name.to_owned();
         move || {
