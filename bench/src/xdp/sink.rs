@@ -1,0 +1,60 @@
+//! The receiving end: counts generated packets and drops them in the driver.
+#![forbid(unsafe_code)]
+
+use super::interface::{self, XdpError};
+use super::{abi, program, sys};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Counts and drops what a [`Generator`](super::Generator) sent and whatever it went through left intact; the rest
+/// passes to the kernel. It is in place until it is dropped.
+#[derive(Debug)]
+pub struct Sink {
+    array: OwnedFd,
+    _link: OwnedFd,
+}
+
+/// What a sink has seen so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Received {
+    /// Generated packets.
+    pub packets: u64,
+    /// Other frames, such as the kernel's own neighbour discovery.
+    pub other: u64,
+}
+
+impl Sink {
+    /// Attaches to an interface, in native mode.
+    pub fn attach(interface: &str) -> Result<Self, XdpError> {
+        let ifindex = interface::index(interface)?;
+        let array = sys::create_array::<2>().map_err(XdpError::Load)?;
+        let program =
+            sys::load(&program::sink(array.as_raw_fd()), abi::BPF_F_XDP_HAS_FRAGS).map_err(XdpError::Load)?;
+        let link = sys::attach(program.as_fd(), ifindex, abi::BPF_XDP, abi::XDP_FLAGS_DRV_MODE)
+            .map_err(|source| XdpError::Attach { interface: interface.to_owned(), source })?;
+        Ok(Self { array, _link: link })
+    }
+
+    /// Reads the counters.
+    pub fn received(&self) -> Result<Received, XdpError> {
+        let [packets, other] = sys::read_array(self.array.as_fd())
+            .map_err(|source| XdpError::Read { what: "the sink's counters".into(), source })?;
+        Ok(Received { packets, other })
+    }
+
+    /// Waits until nothing has come in for `quiet`, or until `limit` has passed, and reads the counters.
+    pub fn settle(&self, quiet: Duration, limit: Duration) -> Result<Received, XdpError> {
+        let start = Instant::now();
+        let (mut last, mut since) = (self.received()?, start);
+        while since.elapsed() < quiet && start.elapsed() < limit {
+            thread::sleep(Duration::from_millis(5));
+            let now = self.received()?;
+            if now.packets != last.packets {
+                since = Instant::now();
+            }
+            last = now;
+        }
+        Ok(last)
+    }
+}
