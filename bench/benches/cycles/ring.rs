@@ -56,9 +56,9 @@ fn across(rounds: u64) -> f64 {
     let mut turns = 0_u32;
     let mut wait = move || {
         turns = turns.wrapping_add(1);
-        if turns % 1024 == 0 { thread::yield_now() } else { spin_loop() }
+        if turns.is_multiple_of(1024) { thread::yield_now() } else { spin_loop() }
     };
-    let mut other_wait = wait.clone();
+    let mut other_wait = wait;
     thread::scope(|scope| {
         let start = tsc::now();
         scope.spawn(move || {
