@@ -424,6 +424,31 @@ fn namespace_closing_under_traffic_gives_every_frame_back() {
 }
 
 #[test]
+fn namespace_frames_stay_with_the_kernel_until_the_last_handle_is_gone() {
+    in_namespace("namespace_frames_stay_with_the_kernel_until_the_last_handle_is_gone", || {
+        veth("a0", "a1", 1500, 1);
+        let pool = pool(8192);
+        let OpenPort { port, rx, mut tx } = open("afxdp:a0?rx_ring=64&tx_ring=64", 0, &pool, 1);
+        // A fill ring has twice the receive ring's entries.
+        assert_eq!((pool.audit().held, rx[0].counters().held.get()), (128, 128));
+        drop(rx);
+        assert_eq!(pool.audit().held, 128);
+        let mut batch = Batch::new();
+        run("ip link set a0 down");
+        batch.push(numbered(&pool, 1, 60).unwrap()).unwrap();
+        tx[0].transmit(&mut batch);
+        let counters = tx[0].counters().clone();
+        let doorbell = tx[0].doorbell();
+        drop(tx);
+        assert_eq!((pool.audit().held, counters.drops(DropReason::TxUnsent).get()), (129, 1));
+        drop(port);
+        assert_eq!(pool.audit().held, 129);
+        drop(doorbell);
+        assert_eq!(pool.audit().held, 0);
+    });
+}
+
+#[test]
 fn namespace_twenty_opens_and_closes_leave_no_program() {
     in_namespace("namespace_twenty_opens_and_closes_leave_no_program", || {
         veth("a0", "a1", 1500, 1);

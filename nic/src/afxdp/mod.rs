@@ -22,6 +22,7 @@ mod options;
 mod port;
 mod program;
 mod quirks;
+mod release;
 mod ring;
 mod rx;
 mod socket;

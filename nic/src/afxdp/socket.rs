@@ -8,6 +8,7 @@
 use super::device::Device;
 use super::ledger::Ledger;
 use super::options::Options;
+use super::release::Prober;
 use super::ring::{ConsumerRing, ProducerRing};
 use super::umem::{Kind, Registry};
 use super::{abi, sys};
@@ -18,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a queue may still be held by a socket that is being closed: the kernel lets go of it a little after close(2).
+/// How long a queue may still be held by the socket of a process that has just ended: the kernel lets go of it a little later.
 const RELEASE_LIMIT: Duration = Duration::from_secs(1);
 
 /// A socket that is open, and what its two sides tell each other and the control core.
@@ -35,7 +36,7 @@ pub(super) struct Socket {
     pub(super) gone: AtomicBool,
     /// Packets that the kernel took from the transmit ring and the device then refused.
     pub(super) refused: AtomicU64,
-    /// Frames that were with the kernel when a side went: freed after the descriptor is closed, in field order.
+    /// Frames that were with the kernel when a side went: after the descriptor is closed, in field order.
     parked: Mutex<Parked>,
     /// The frames' memory outlives the socket.
     _pool: Pool,
@@ -43,10 +44,24 @@ pub(super) struct Socket {
     pub(super) device: Arc<Device>,
 }
 
-#[derive(Default)]
+/// Frames that wait for the kernel to let go of them.
 struct Parked {
     rx: Vec<Ledger<()>>,
     tx: Vec<Ledger<u32>>,
+    prober: Prober,
+}
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        if !self.prober.wait() {
+            let frames = self.rx.iter().map(Ledger::len).sum::<usize>()
+                + self.tx.iter().map(Ledger::len).sum::<usize>();
+            tracing::warn!(
+                "the kernel still holds a closed AF_XDP queue: its {frames} frames stay out of use"
+            );
+            std::mem::forget((std::mem::take(&mut self.rx), std::mem::take(&mut self.tx)));
+        }
+    }
 }
 
 /// What to open.
@@ -139,6 +154,8 @@ impl Socket {
         if sharer.is_none() {
             register(fd.as_fd(), pool).map_err(at(Step::Register))?;
         }
+        let prober =
+            Prober::new(pool, wanted.device.interface.index(), wanted.queue).map_err(at(Step::Register))?;
         let (fill, rx, tx) = rings(fd.as_fd(), wanted).map_err(at(Step::Rings))?;
         let mut fill = Fill { ring: fill, ledger: Ledger::new(pool) };
         fill.top_up(pool);
@@ -161,7 +178,7 @@ impl Socket {
             down: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             refused: AtomicU64::new(0),
-            parked: Mutex::default(),
+            parked: Mutex::new(Parked { rx: Vec::new(), tx: Vec::new(), prober }),
             _pool: pool.clone(),
             device: wanted.device.clone(),
         });
