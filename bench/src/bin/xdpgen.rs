@@ -46,7 +46,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("xdpgen: {error:#}");
+            eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }
