@@ -37,7 +37,7 @@ has() { command -v "$1" >/dev/null; }
 
 # Program, Debian package. Ubuntu has bpftool in other packages: see install_missing.
 readonly needs=(cc:gcc ld:binutils ip:iproute2 ethtool:ethtool ping:iputils-ping bpftool:bpftool jq:jq
-    setpriv:util-linux timeout:coreutils shellcheck:shellcheck)
+    setpriv:util-linux timeout:coreutils shellcheck:shellcheck tshark:tshark capinfos:wireshark-common)
 
 missing_packages() {
     local need
@@ -157,7 +157,7 @@ failed_tests() {
 # From the first complaint on, as far as it helps.
 relevant_lines() {
     local lines
-    lines=$(grep -nE '^(error|warning|Diff in|---- |thread .* panicked|failures:)|panicked at|: error' "$1" | head -n 1)
+    lines=$(grep -nE '^(error|warning|Diff in|In .* line )|panicked at|: error' "$1" | head -n 1)
     if [[ $lines ]]; then sed -n "${lines%%:*},\$p" "$1" | head -n 40; else tail -n 25 "$1"; fi
 }
 
@@ -165,9 +165,12 @@ relevant_lines() {
 
 # A test may skip itself only for what this table names, and only where the probe finds that the machine lacks it.
 # The first word that occurs in the reason decides. CONTRIBUTING.md lists them: keep both alike.
-readonly lacks=(root:lacks_root AF_XDP:lacks_af_xdp veth:lacks_veth hugepage:lacks_hugepages CPU:lacks_second_cpu
+readonly lacks=(root:lacks_root install:lacks_apt namespace:lacks_namespaces AF_XDP:lacks_af_xdp veth:lacks_veth hugepage:lacks_hugepages CPU:lacks_second_cpu
     XDP_MAX_TX_SKB_BUDGET:lacks_linux_6_17)
 lacks_root() { [[ ! $root ]]; }
+# What apt can install, this script has installed.
+lacks_apt() { [[ ! $root ]] || ! has apt-get; }
+lacks_namespaces() { ! unshare --net true 2>/dev/null; }
 lacks_af_xdp() { ! grep -q '^XDP ' /proc/net/protocols; }
 lacks_veth() { ! unshare --net ip link add probe type veth peer name ebborp 2>/dev/null; }
 lacks_second_cpu() { (($(nproc) < 2)); }
@@ -188,7 +191,7 @@ check_skips() {
     local test why entry lack
     while IFS=: read -r test why; do
         log_skipped=$((log_skipped + 1))
-        skips+=("$test:$why")
+        skips+=("${test:-a test}:$why")
         lack=
         for entry in "${lacks[@]}"; do
             [[ ${why,,} == *"${entry%%:*}"* || $why == *"${entry%%:*}"* ]] && lack=${entry#*:} && break
@@ -198,7 +201,7 @@ check_skips() {
         elif ! "$lack"; then
             fail "$test skipped, but this machine has what it needs:$why" && verdict=FAILED
         fi
-    done < <(grep -oE 'SKIPPED [A-Za-z0-9_:]+: .*' "$log" | sed -E 's/^SKIPPED //' | sort -u)
+    done < <(grep -oE 'SKIPPED[^:]*: .*' "$log" | sed -E 's/^SKIPPED ?//' | sort -u)
 }
 
 # ---------------------------------------------------------------------------------------------------------- leftovers
@@ -287,7 +290,7 @@ started=$SECONDS
 stage "format" 2 cargo fmt --all --check
 stage "lints" 15 lints
 stage "docs" 10 env RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
-stage "unit tests" $((long ? 120 : 15)) cargo test --locked --workspace --no-fail-fast -- --skip namespace_
+stage "unit tests" $((long ? 120 : 15)) cargo test --locked --workspace --no-fail-fast -- --skip namespace_ --show-output
 stage "loom" 15 loom
 host_state >"$logs/host-before.txt"
 stage "namespace tests" $((long ? 120 : 15)) namespace_tests
