@@ -16,11 +16,21 @@ pub trait Application: Send {
     #[inline]
     fn poll(&mut self, _out: &mut Outputs) {}
 
+    /// True while the application has something of its own to do, such as sending: the worker then goes on although no
+    /// input will bring any more packets.
+    #[inline]
+    fn is_sending(&self) -> bool {
+        false
+    }
+
     /// True once the application has nothing left to do; the worker then stops.
     #[inline]
     fn is_finished(&self) -> bool {
         false
     }
+
+    /// Called once when the worker has stopped: packets that the application has kept go now.
+    fn stop(&mut self) {}
 }
 
 /// What an application may know of a port.

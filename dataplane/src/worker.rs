@@ -106,10 +106,12 @@ impl<A: Application> Worker<A> {
                 // A full queue of events means that the control core has plenty to say already.
                 let _ = self.state.events.push(gone);
             }
-            if !open && !self.inputs.is_empty() || self.application.is_finished() {
+            let ended = !open && !self.inputs.is_empty() && !self.application.is_sending();
+            if ended || self.application.is_finished() {
                 break;
             }
         }
+        self.application.stop();
         (self.application, self.gap)
     }
 
