@@ -1,6 +1,8 @@
 //! What the binaries share: how a run starts and how it ends.
 #![forbid(unsafe_code)]
 
+pub mod pktgen;
+
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue};
 use std::io::IsTerminal;

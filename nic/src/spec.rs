@@ -93,14 +93,7 @@ impl PortSpec {
         let Some(text) = self.text(key) else {
             return Ok(default);
         };
-        let (digits, factor) = match text.as_bytes().last() {
-            Some(b'k') => (&text[..text.len() - 1], 1_000),
-            Some(b'M') => (&text[..text.len() - 1], 1_000_000),
-            Some(b'G') => (&text[..text.len() - 1], 1_000_000_000),
-            _ => (text, 1),
-        };
-        let number = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
-        number.filter(|number| range.contains(number)).ok_or_else(|| {
+        parse_number(text).filter(|number| range.contains(number)).ok_or_else(|| {
             self.error(format!(
                 "{key}={text}: choose a whole number from {} to {}",
                 range.start(),
@@ -124,6 +117,17 @@ impl PortSpec {
     pub fn switch(&self, key: &str, default: bool) -> Result<bool, PortError> {
         self.choice(key, &[("on", true), ("off", false)], default)
     }
+}
+
+/// A whole number in decimal; `k`, `M` and `G` behind it multiply by powers of 1000.
+pub fn parse_number(text: &str) -> Option<u64> {
+    let (digits, factor) = match text.as_bytes().last() {
+        Some(b'k') => (&text[..text.len() - 1], 1_000),
+        Some(b'M') => (&text[..text.len() - 1], 1_000_000),
+        Some(b'G') => (&text[..text.len() - 1], 1_000_000_000),
+        _ => (text, 1),
+    };
+    digits.parse::<u64>().ok().and_then(|number| number.checked_mul(factor))
 }
 
 impl fmt::Display for PortSpec {

@@ -273,8 +273,12 @@ struct CablePort {
 }
 
 impl CablePort {
+    /// While this end is closing it stays as it was: that the far end may close at the same time is no event.
     fn is_connected(&self) -> bool {
-        self.cable.wires[self.end].iter().any(|wire| wire.has_receiver.load(Ordering::Acquire))
+        let receives =
+            |end: usize| self.cable.wires[end].iter().any(|wire| wire.has_receiver.load(Ordering::Acquire));
+        let closing = !receives(1 - self.end);
+        self.cable.second_end_taken.load(Ordering::Acquire) && (closing || receives(self.end))
     }
 }
 

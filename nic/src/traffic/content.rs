@@ -156,6 +156,11 @@ pub(super) fn read_segments<'a>(
     if whole { Ok(packet) } else { Err(Damage::Corrupt) }
 }
 
+/// The flow that a test packet's first segment names, checked no further; `None` where it is too short.
+pub fn flow_of(frame: &[u8]) -> Option<u16> {
+    frame.first_chunk::<FILL_AT>().map(|head| be16(head, FLOW_AT))
+}
+
 #[inline(always)]
 fn read_head(frame: &[u8], length: usize) -> Result<(TestPacket, Fill), Damage> {
     let head = frame.first_chunk::<FILL_AT>().ok_or(Damage::Foreign)?;

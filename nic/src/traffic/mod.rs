@@ -27,7 +27,7 @@ mod tracker;
 mod window;
 
 pub use builder::{Addresses, FrameBuilder};
-pub use content::{Damage, TestPacket, read};
+pub use content::{Damage, TestPacket, flow_of, read};
 pub use generator::{Generator, TrafficConfig};
 pub use pacer::Pacer;
 pub use sizes::{MAX_SIZE, MIN_SIZE, Sizes};

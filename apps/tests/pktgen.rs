@@ -1,0 +1,263 @@
+//! pktgen as a user runs it: what it says of packets that arrive, and of packets that do not.
+#![forbid(unsafe_code)]
+// What helpers of a test cannot do ends the test.
+#![allow(clippy::unwrap_used)]
+
+use nic::traffic::{Addresses, FrameBuilder};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use std::io::{Read, Write};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// How a run ended.
+struct Run {
+    status: i32,
+    stdout: String,
+    errors: Vec<String>,
+    report: Value,
+    took: Duration,
+}
+
+impl Run {
+    fn traffic(&self, key: &str) -> u64 {
+        self.report["traffic"][key].as_u64().unwrap_or_else(|| panic!("no {key} in {}", self.report))
+    }
+
+    /// The numbers of the traffic in a fixed order.
+    #[track_caller]
+    fn assert_traffic(&self, expected: &[(&str, u64)]) {
+        let found: Vec<(&str, u64)> = expected.iter().map(|(key, _)| (*key, self.traffic(key))).collect();
+        assert_eq!(found, expected, "{}", self.stdout);
+    }
+
+    /// Every packet and every frame is accounted for.
+    #[track_caller]
+    fn assert_books(&self) {
+        assert_eq!(self.report["pool"]["leaked"], 0);
+        assert_eq!(self.report["pool"]["free"], self.report["pool"]["frames"]);
+        let ports = self.report["ports"].as_array().unwrap();
+        let sum = |key: &str| ports.iter().map(|port| port[key].as_u64().unwrap()).sum::<u64>();
+        let came: u64 = ["received", "duplicate", "late", "corrupt", "foreign", "untracked", "unexpected"]
+            .iter()
+            .map(|key| self.traffic(key))
+            .sum();
+        assert_eq!(sum("rx_packets"), came, "received by ports and seen by the books");
+        if self.report["traffic"]["complete"] == true && self.traffic("sent") > 0 {
+            assert_eq!(sum("tx_packets"), self.traffic("sent"), "sent by ports and by the books");
+        }
+    }
+}
+
+fn pktgen(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pktgen"));
+    command.args(args).args(["--stats-period", "0", "--pages", "4K"]);
+    command.env_remove("ISOPLANE_LOG").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Waits for a child, which must end within 30 s.
+#[track_caller]
+fn end(mut child: Child, started: Instant, report: Option<&std::path::Path>) -> Run {
+    let (mut out, mut err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let read_out = thread::spawn(move || {
+        let mut text = String::new();
+        out.read_to_string(&mut text).map(|_| text)
+    });
+    let read_err = thread::spawn(move || {
+        let mut text = String::new();
+        err.read_to_string(&mut text).map(|_| text)
+    });
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if started.elapsed() > Duration::from_secs(30) {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("not ended after 30 s: {}", read_err.join().unwrap().unwrap());
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
+    let took = started.elapsed();
+    let (stdout, stderr) = (read_out.join().unwrap().unwrap(), read_err.join().unwrap().unwrap());
+    let is_log =
+        |line: &&str| ["INFO", "WARN", "ERROR"].iter().any(|level| line.trim_start().starts_with(level));
+    let errors = stderr.lines().filter(|line| !is_log(line) && !line.is_empty()).map(str::to_owned).collect();
+    let report = report.and_then(|path| std::fs::read_to_string(path).ok());
+    let report = report.map_or(Value::Null, |text| serde_json::from_str(&text).unwrap());
+    Run { status: status.code().unwrap_or(-1), stdout, errors, report, took }
+}
+
+#[track_caller]
+fn run(args: &[&str]) -> Run {
+    let folder = TempDir::new().unwrap();
+    let report = folder.path().join("report.json");
+    let started = Instant::now();
+    let child = pktgen(args).arg("--report").arg(&report).spawn().unwrap();
+    end(child, started, Some(&report))
+}
+
+const CABLE: [&str; 4] = ["--port", "mem:cable", "--port", "mem:cable"];
+
+#[test]
+fn a_cable_loses_nothing() {
+    for traffic in [
+        &["--count", "50k"][..],
+        &["--count", "20k", "--size", "imix", "--flows", "100"],
+        &["--count", "3k", "--size", "60-9018", "--flows", "7", "--udp-checksum"],
+        &["--count", "10k", "--rate", "100k"],
+    ] {
+        let run = run(&[&CABLE, traffic, &["--expect-no-loss"]].concat());
+        assert_eq!((run.status, run.errors.len()), (0, 0), "{traffic:?}: {:?}", run.errors);
+        let each = nic::spec::parse_number(traffic[1]).unwrap();
+        run.assert_traffic(&[
+            ("sent", 2 * each),
+            ("received", 2 * each),
+            ("lost", 0),
+            ("duplicate", 0),
+            ("reordered", 0),
+            ("late", 0),
+            ("corrupt", 0),
+            ("in_flight", 0),
+        ]);
+        run.assert_books();
+        assert!(run.stdout.contains(&format!("port 1 to port 0: sent {each}, received {each}, lost 0")));
+    }
+}
+
+#[test]
+fn a_duration_ends_the_sending_and_the_rate_is_kept() {
+    let run = run(&[&CABLE[..], &["--rate", "20k", "--duration", "0.5", "--expect-no-loss"]].concat());
+    assert_eq!(run.status, 0, "{:?}", run.errors);
+    // Never more than is due; less only by what a stall at the very end holds back.
+    let sent = run.traffic("sent");
+    assert!((12_000..=20_000).contains(&sent), "{sent} packets of 20000");
+    run.assert_traffic(&[("received", sent), ("lost", 0)]);
+    run.assert_books();
+}
+
+#[test]
+fn what_vanishes_is_lost_and_the_wait_for_it_is_bounded() {
+    let sinks = ["--port", "mem:sink", "--port", "mem:sink", "--count", "1000"];
+    let run_strict = run(&[&sinks[..], &["--expect-no-loss"]].concat());
+    assert_eq!((run_strict.status, run_strict.errors.len()), (1, 1), "{:?}", run_strict.errors);
+    assert!(run_strict.errors[0].contains("2000 packets were lost"), "{:?}", run_strict.errors);
+    assert!(run_strict.took >= Duration::from_millis(200) && run_strict.took < Duration::from_secs(10));
+    run_strict.assert_traffic(&[("sent", 2000), ("received", 0), ("lost", 2000), ("in_flight", 0)]);
+    run_strict.assert_books();
+    // The ports' own checks know all of them.
+    assert_eq!(run_strict.report["ports"][0]["extra"]["sink_received"], 1000);
+    let run_plain = run(&sinks);
+    assert_eq!((run_plain.status, run_plain.traffic("lost")), (0, 2000));
+    let run_blind = run(&[&sinks[..], &["--transmit-only"]].concat());
+    run_blind.assert_traffic(&[("sent", 2000), ("lost", 0)]);
+}
+
+#[test]
+fn packets_of_another_sender_are_not_ours() {
+    let run = run(&["--port", "mem:gen?count=300", "--port", "mem:gen?count=200", "--count", "100"]);
+    assert_eq!(run.status, 0, "{:?}", run.errors);
+    run.assert_traffic(&[("sent", 200), ("received", 0), ("lost", 200), ("unexpected", 500)]);
+    run.assert_books();
+}
+
+/// A capture file of these frames, a microsecond apart.
+fn write_pcap(path: &std::path::Path, frames: &[Vec<u8>]) {
+    let mut file = std::fs::File::create(path).unwrap();
+    let mut words = |words: &[u32]| {
+        words.iter().for_each(|word| file.write_all(&word.to_le_bytes()).unwrap());
+        file.try_clone().unwrap()
+    };
+    words(&[0xA1B2_C3D4, 4 << 16 | 2, 0, 0, 65535, 1]);
+    for (stamp, frame) in frames.iter().enumerate() {
+        let length = frame.len() as u32;
+        words(&[0, stamp as u32, length, length]).write_all(frame).unwrap();
+    }
+}
+
+#[test]
+fn loss_duplicates_reordering_and_damage_are_told_apart() {
+    let mut builder = FrameBuilder::new(&Addresses { sender: 0x0901, ..Addresses::default() }, true);
+    let mut frame = |flow: u16, sequence: u64| {
+        let mut frame = vec![0; 100];
+        builder.write(&mut frame, flow, sequence);
+        frame
+    };
+    // Flow 0: 0..500 without 100..110, 200 twice, 300 and 301 exchanged, 400 damaged. Flow 1: from 50 on.
+    let mut frames: Vec<Vec<u8>> =
+        (0..500).filter(|n| !(100..110).contains(n)).map(|n| frame(0, n)).collect();
+    frames[390][70] ^= 0x10;
+    frames.swap(290, 291);
+    frames.insert(191, frame(0, 200));
+    frames.extend((50..60).map(|n| frame(1, n)));
+    frames.push(vec![0xFF; 60]);
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("in.pcap");
+    write_pcap(&path, &frames);
+    let port = format!("pcap:{}?speed=max", path.display());
+    let from_zero = run(&["--port", &port, "--receive-only", "--flows", "2", "--expect-no-loss"]);
+    assert_eq!((from_zero.status, from_zero.errors.len()), (1, 1), "{:?}", from_zero.errors);
+    from_zero.assert_traffic(&[
+        ("received", 499),
+        ("lost", 61),
+        ("duplicate", 1),
+        ("reordered", 1),
+        ("corrupt", 1),
+        ("foreign", 1),
+        ("sent", 0),
+    ]);
+    from_zero.assert_books();
+    let joined = run(&["--port", &port, "--receive-only", "--join", "--flows", "2"]);
+    assert_eq!((joined.status, joined.traffic("lost")), (0, 11));
+}
+
+#[test]
+fn ctrl_c_ends_a_run_with_its_books_in_order() {
+    let folder = TempDir::new().unwrap();
+    let report = folder.path().join("report.json");
+    let started = Instant::now();
+    let mut child = pktgen(&CABLE).args(["--rate", "50k", "--report"]).arg(&report).spawn().unwrap();
+    thread::sleep(Duration::from_millis(600));
+    assert!(child.try_wait().unwrap().is_none(), "runs until it is told to stop");
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
+    let run = end(child, started, Some(&report));
+    assert_eq!(run.status, 0, "{:?}", run.errors);
+    assert_eq!(run.report["traffic"]["complete"], false);
+    assert_eq!(run.traffic("lost"), 0);
+    assert_eq!(run.traffic("sent"), run.traffic("received") + run.traffic("in_flight"));
+    run.assert_books();
+}
+
+#[test]
+fn bad_input_is_explained() {
+    for (args, words) in [
+        (&["--size", "59"][..], "60 to 9018"),
+        (&["--size", "big"], "imix"),
+        (&["--rate=-1"], "--rate"),
+        (&["--rate", "2G"], "1000000000"),
+        (&["--count", "0"], "from 1"),
+        (&["--flows", "0"], "1..=60000"),
+        (&["--flows", "60001"], "1..=60000"),
+        (&["--portmap", "(0,5)"], "no port 5"),
+        (&["--receive-only", "--transmit-only"], "cannot be used with"),
+        (&["--join"], "--receive-only"),
+        (&["--transmit-only", "--expect-no-loss"], "cannot be used with"),
+        (&["--port", "mem:cable"], "both ends"),
+        (&["--report", "/no/such/folder/report.json"], "/no/such/folder"),
+    ] {
+        let started = Instant::now();
+        let run = end(pktgen(&[&CABLE, args].concat()).spawn().unwrap(), started, None);
+        let text = run.errors.join("\n");
+        assert!(text.contains(words) && run.errors.len() == 1, "{args:?}: {text}");
+        // The command line is to blame for all but what the system or another port refuses.
+        let blame = if args.contains(&"--report") || args.contains(&"--port") { 1 } else { 2 };
+        assert_eq!(run.status, blame, "{args:?}: {text}");
+    }
+    let run = end(pktgen(&[]).spawn().unwrap(), Instant::now(), None);
+    assert_eq!((run.status, run.errors.len()), (2, 1));
+    assert!(run.errors[0].contains("--port"), "{:?}", run.errors);
+}
