@@ -6,6 +6,7 @@ use super::{
     DESTINATION_PORT, FILL_AT, FIRST_SOURCE_PORT, FLOW_AT, IPV4_AT, MAGIC, MAGIC_AT, MIN_SIZE, SEQUENCE_AT,
     UDP_AT,
 };
+use crate::memory::Packet;
 
 /// The bytes behind the sequence number: 64-bit little-endian words, each a constant more than the one before, from a key in which
 /// every bit of flow and sequence has its say. So a swapped block, a stale tail and a wrong number all show.
@@ -140,6 +141,17 @@ pub fn read(frame: &[u8]) -> Result<TestPacket, Damage> {
     if fill.matches(&frame[FILL_AT..]) { Ok(packet) } else { Err(Damage::Corrupt) }
 }
 
+/// The same for a packet, which may be a chain.
+#[inline(always)]
+pub(super) fn read_packet(packet: &Packet) -> Result<TestPacket, Damage> {
+    if packet.is_chained() { read_chain(packet) } else { read(packet.data()) }
+}
+
+#[inline(never)]
+fn read_chain(packet: &Packet) -> Result<TestPacket, Damage> {
+    read_segments(packet.segments(), packet.total_len())
+}
+
 /// The same for a chain: `segments` in order, `length` bytes together. The first holds the headers, or it is foreign.
 pub(super) fn read_segments<'a>(
     mut segments: impl Iterator<Item = &'a [u8]>,
@@ -183,13 +195,19 @@ fn read_head(frame: &[u8], length: usize) -> Result<(TestPacket, Fill), Damage> 
     // The one number that has no successor.
     wrong |= usize::from(sequence == u64::MAX);
     if wrong == 0 && be16(head, UDP_AT + 6) != 0 {
-        let sum = checksum::add(pseudo_header(head), &head[UDP_AT..]);
-        wrong = usize::from(checksum::finish(sum + fill.sum(length - FILL_AT)));
+        wrong = usize::from(udp_checksum_over(head, fill, length));
     }
     if wrong != 0 {
         return Err(Damage::Corrupt);
     }
     Ok((TestPacket { source: be16(head, IPV4_AT + 14), flow, sequence }, fill))
+}
+
+/// 0 where the UDP checksum is right. Not inlined: most packets have none, and the registers are needed.
+#[inline(never)]
+fn udp_checksum_over(head: &[u8; FILL_AT], fill: Fill, length: usize) -> u16 {
+    let sum = checksum::add(pseudo_header(head), &head[UDP_AT..]);
+    checksum::finish(sum + fill.sum(length - FILL_AT))
 }
 
 /// The unfolded sum of addresses, protocol and UDP length (RFC 768).

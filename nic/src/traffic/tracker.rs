@@ -168,12 +168,7 @@ impl Tracker {
     /// Takes note of one packet.
     #[inline]
     pub fn receive(&mut self, packet: &Packet) {
-        let result = if packet.is_chained() {
-            content::read_segments(packet.segments(), packet.total_len())
-        } else {
-            content::read(packet.data())
-        };
-        self.note(result);
+        self.note(content::read_packet(packet));
     }
 
     /// Takes note of one frame that lies in one piece.
