@@ -338,10 +338,11 @@ mod tests {
         oracles
     }
 
-    /// Flows of up to 3000 packets of which some are dropped, some come twice, and some are held up.
+    /// Up to 6000 packets, most of them of one flow, of which some are dropped, some come twice, and some are held up.
     fn arrivals(most_delay: u64) -> impl Strategy<Value = Arrivals> {
-        let packet = (0..3_u16, 0..3_u16, 0..100_u8, 0..most_delay, 0..100_u8);
-        proptest::collection::vec(packet, 0..3000).prop_map(|packets| {
+        let number = || prop_oneof![8 => Just(0_u16), 1 => 1..3_u16];
+        let packet = (number(), number(), 0..100_u8, 0..most_delay, 0..100_u8);
+        proptest::collection::vec(packet, 0..6000).prop_map(|packets| {
             let mut next = BTreeMap::new();
             let mut timed = Vec::new();
             for (position, (sender, flow, fate, delay, share)) in packets.into_iter().enumerate() {
@@ -417,6 +418,21 @@ mod tests {
                 tracker.close_flow(9, 9, 5);
                 prop_assert_eq!(tracker.totals().received + tracker.totals().lost, sent + 5);
             }
+        }
+    }
+
+    #[test]
+    fn the_window_is_as_long_as_it_says() {
+        // The highest number is 5000, so 5001 - WINDOW is the oldest that is remembered.
+        let highest = (0, 0, 5000);
+        for (back, expected) in [
+            (WINDOW - 1, Totals { received: 2, reordered: 1, duplicate: 1, lost: 4999, ..Totals::default() }),
+            (WINDOW, Totals { received: 1, late: 2, lost: 5000, ..Totals::default() }),
+        ] {
+            let old = (0, 0, 5000 - back);
+            let mut tracker = Tracker::new(1, Start::Zero);
+            receive(&mut tracker, &vec![highest, old, old]);
+            assert_eq!(*tracker.totals(), Totals { packets: 3, ..expected });
         }
     }
 
