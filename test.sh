@@ -165,11 +165,12 @@ relevant_lines() {
 
 # A test may skip itself only for what this table names, and only where the probe finds that the machine lacks it.
 # The first word that occurs in the reason decides. CONTRIBUTING.md lists them: keep both alike.
-readonly lacks=(root:lacks_root install:lacks_apt namespace:lacks_namespaces AF_XDP:lacks_af_xdp veth:lacks_veth hugepage:lacks_hugepages CPU:lacks_second_cpu
+readonly lacks=(root:lacks_root install:lacks_apt real-time:lacks_real_time namespace:lacks_namespaces AF_XDP:lacks_af_xdp veth:lacks_veth hugepage:lacks_hugepages CPU:lacks_second_cpu
     XDP_MAX_TX_SKB_BUDGET:lacks_linux_6_17)
 lacks_root() { [[ ! $root ]]; }
 # What apt can install, this script has installed.
 lacks_apt() { [[ ! $root ]] || ! has apt-get; }
+lacks_real_time() { ! chrt --fifo 1 true 2>/dev/null; }
 lacks_namespaces() { ! unshare --net true 2>/dev/null; }
 lacks_af_xdp() { ! grep -q '^XDP ' /proc/net/protocols; }
 lacks_veth() { ! unshare --net ip link add probe type veth peer name ebborp 2>/dev/null; }

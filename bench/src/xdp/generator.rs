@@ -5,12 +5,10 @@
 #![forbid(unsafe_code)]
 
 use super::interface::{self, XdpError};
-use super::program::{self, DESTINATION, GENERATOR_NUMBERS, Pace, SENT, SOURCE};
+use super::program::{self, DESTINATION, GENERATOR_NUMBERS, Pace, SOURCE};
 use super::{abi, sys};
 use nic::MacAddress;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 /// Ethernet, IPv4 and UDP headers.
@@ -22,6 +20,8 @@ pub const MAX_SIZE_BYTES: usize = 3392;
 const BATCH: u32 = 64;
 /// The longest burst of a paced stream: after a stall it goes on from there, and is not made up for by a flood.
 const BURST: i32 = 256;
+/// How long to wait for what should have ended by now.
+const SLACK: Duration = Duration::from_millis(20);
 /// One call is to last until it is interrupted: beginning and ending one costs some 20 ms in which nothing is sent.
 const REPEAT: u32 = 1 << 31;
 
@@ -69,48 +69,41 @@ impl Generator {
         self.run(Some(Pace { rate_pps, total: total as u64, burst: BURST }), duration)
     }
 
-    /// Runs the program on this thread until another sees that all is sent, or that the time is over.
+    /// Runs the program on this thread, in one call where nothing disturbs it, until all is sent or the time is over.
     fn run(&self, pace: Option<Pace>, duration: Duration) -> Result<Sent, XdpError> {
         let array = sys::create_array::<GENERATOR_NUMBERS>().map_err(XdpError::Load)?;
         let instructions = program::generator(array.as_raw_fd(), self.ifindex.cast_signed(), pace);
         let program = sys::load(&instructions, 0).map_err(XdpError::Load)?;
         let refused = |source| XdpError::Run { interface: self.interface.clone(), source };
-        sys::let_signal_interrupt().map_err(refused)?;
-        let (running, thread) = (AtomicBool::new(true), sys::thread_id());
+        let alarm = sys::Alarm::new().map_err(refused)?;
+        let limit = if pace.is_some() { duration * 2 + Duration::from_secs(1) } else { duration };
         let start = Instant::now();
-        let over = || match pace {
-            None => start.elapsed() >= duration,
-            Some(pace) => {
-                let sent = sys::read_array::<GENERATOR_NUMBERS>(array.as_fd());
-                sent.is_ok_and(|numbers| numbers[SENT] >= pace.total)
-                    || start.elapsed() >= duration * 2 + Duration::from_secs(1)
+        // A paced stream that was held up has a rest to send in another call.
+        let mut left = if pace.is_some() { duration + SLACK } else { duration };
+        let [packets, first_ns, last_ns, stalls, _] = loop {
+            alarm.start(left.max(SLACK), SLACK).map_err(refused)?;
+            match sys::test_run(program.as_fd(), &self.frame, REPEAT, BATCH, abi::BPF_F_TEST_XDP_LIVE_FRAMES)
+            {
+                Err(error) if error.raw_os_error() != Some(libc::EINTR) => return Err(refused(error)),
+                _ => {}
+            }
+            let numbers = sys::read_array::<GENERATOR_NUMBERS>(array.as_fd())
+                .map_err(|source| XdpError::Read { what: "the generator's counters".into(), source })?;
+            let elapsed = start.elapsed();
+            match pace {
+                _ if elapsed >= limit => break numbers,
+                Some(pace) if numbers[0] >= pace.total => break numbers,
+                Some(pace) => {
+                    let rest = (pace.total - numbers[0]) as f64 / f64::from(pace.rate_pps);
+                    left = (Duration::from_secs_f64(rest) + SLACK).min(limit - elapsed);
+                }
+                None => left = limit - elapsed,
             }
         };
-        let result = thread::scope(|scope| {
-            scope.spawn(|| {
-                while running.load(Ordering::Acquire) {
-                    thread::sleep(Duration::from_millis(1));
-                    // Again and again, since one may come just before the call.
-                    if over() {
-                        sys::interrupt(thread);
-                    }
-                }
-            });
-            let result = loop {
-                let flags = abi::BPF_F_TEST_XDP_LIVE_FRAMES;
-                match sys::test_run(program.as_fd(), &self.frame, REPEAT, BATCH, flags) {
-                    Err(error) if error.raw_os_error() != Some(libc::EINTR) => break Err(refused(error)),
-                    _ if over() => break Ok(()),
-                    _ => {}
-                }
-            };
-            running.store(false, Ordering::Release);
-            result
-        });
-        let duration = start.elapsed();
-        result?;
-        let [packets, _, stalls] = sys::read_array::<GENERATOR_NUMBERS>(array.as_fd())
-            .map_err(|source| XdpError::Read { what: "the generator's counter".into(), source })?;
+        let duration = match pace {
+            None => start.elapsed(),
+            Some(_) => Duration::from_nanos(last_ns.saturating_sub(first_ns)),
+        };
         Ok(Sent { packets, stalls, duration })
     }
 }

@@ -71,12 +71,13 @@ fn count(array: i32, index: i32) -> Vec<Instruction> {
     program
 }
 
-/// The generator's array: frames sent, when it began (in the kernel's monotonic nanoseconds), times it fell behind.
-pub(crate) const SENT: usize = 0;
-const BEGAN_NS: i16 = 8;
-const STALLS: i16 = 16;
-/// Numbers in it.
-pub(crate) const GENERATOR_NUMBERS: usize = 3;
+/// Numbers in the generator's array: frames sent; and, where it is paced, when it first and last sent, times it fell
+/// behind, and from when on packets are due, which a stall moves. Times are the kernel's monotonic nanoseconds.
+pub(crate) const GENERATOR_NUMBERS: usize = 5;
+const FIRST_NS: i16 = 8;
+const LAST_NS: i16 = 16;
+const STALLS: i16 = 24;
+const BEGAN_NS: i16 = 32;
 
 /// When to send.
 #[derive(Clone, Copy, Debug)]
@@ -94,7 +95,7 @@ pub(crate) struct Pace {
 /// Frames that are dropped here cost some 50 ns each, and interrupts are not held up meanwhile, as they would be by waiting.
 pub(crate) fn generator(array: i32, ifindex: i32, pace: Option<Pace>) -> Vec<Instruction> {
     const NS: i32 = 1_000_000_000;
-    let mut send = count(array, SENT as i32);
+    let mut send = count(array, 0);
     send.extend([load_immediate(1, ifindex), load_immediate(2, 0), call(FUNC_REDIRECT), exit()]);
     let Some(Pace { rate_pps, total, burst }) = pace else {
         return send;
@@ -120,13 +121,15 @@ pub(crate) fn generator(array: i32, ifindex: i32, pace: Option<Pace>) -> Vec<Ins
     program.extend([
         call(FUNC_KTIME_GET_NS),
         op(0x79, 1, 6, BEGAN_NS, 0),
-        op(0x55, 1, 0, 2, 0), // if began != 0, skip the next two
+        op(0x55, 1, 0, 3, 0), // if began != 0, skip the next three
+        op(0x7b, 6, 0, FIRST_NS, 0),
         op(0x7b, 6, 0, BEGAN_NS, 0),
         copy(1, 0),
         op(0x79, 7, 6, 0, 0), // sent
     ]);
     program.extend(load_immediate_u64(2, total));
-    program.push(op(0x3d, 7, 2, due.len() as i16 + 4 + not_due, 0)); // if sent >= total
+    program.push(op(0x3d, 7, 2, due.len() as i16 + 5 + not_due, 0)); // if sent >= total
+    program.push(op(0x7b, 6, 0, LAST_NS, 0)); // now
     program.extend(due);
     program.push(op(0x3d, 7, 3, 3 + not_due, 0)); // if sent >= due
     program.extend([copy(4, 3), op(0x1f, 4, 7, 0, 0)]); // how many are overdue

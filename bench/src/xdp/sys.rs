@@ -1,4 +1,4 @@
-//! bpf(2), one thin function for each command; and the signal that ends a run.
+//! bpf(2), one thin function for each command; and the timer that ends a run.
 #![allow(unsafe_code)]
 
 use super::abi::{
@@ -6,8 +6,10 @@ use super::abi::{
     BPF_PROG_TEST_RUN, BPF_PROG_TYPE_XDP, Instruction, LinkCreate, MapCreate, MapLookup, ProgLoad, TestRun,
 };
 use std::io;
-use std::mem::size_of;
+use std::mem::{self, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr;
+use std::time::Duration;
 
 /// # Safety
 /// Every address in `attr` is that of live memory as large as the command takes or writes there.
@@ -106,24 +108,54 @@ pub(crate) fn test_run(
 
 extern "C" fn nothing(_: libc::c_int) {}
 
-/// Makes SIGUSR1 a signal that ends a system call and does nothing else.
-pub(crate) fn let_signal_interrupt() -> io::Result<()> {
-    // SAFETY: sigaction is plain data, for which all zeroes means no flags (so no SA_RESTART) and an empty mask.
-    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
-    // SAFETY: `action` is whole; the handler does nothing, so it may run at any point of any thread.
-    let result = unsafe { libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut()) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+/// Interrupts system calls of the thread that made it, by SIGALRM.
+///
+/// A timer and not another thread: where the caller runs by a real-time policy and never sleeps, another thread of its
+/// CPU would not get its turn.
+pub(crate) struct Alarm(libc::timer_t);
+
+impl Alarm {
+    /// Makes SIGALRM a signal that ends a system call and does nothing else, and a timer that is not running yet.
+    pub(crate) fn new() -> io::Result<Self> {
+        // SAFETY: sigaction is plain data, for which all zeroes means no flags (so no SA_RESTART) and an empty mask.
+        let mut action: libc::sigaction = unsafe { mem::zeroed() };
+        action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        // SAFETY: `action` is whole; the handler does nothing, so it may run at any point of any thread.
+        if unsafe { libc::sigaction(libc::SIGALRM, &action, ptr::null_mut()) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: sigevent is plain data too.
+        let mut event: libc::sigevent = unsafe { mem::zeroed() };
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = libc::SIGALRM;
+        // SAFETY: takes nothing and cannot fail.
+        event.sigev_notify_thread_id = unsafe { libc::gettid() };
+        let mut timer: libc::timer_t = ptr::null_mut();
+        // SAFETY: both are live; the kernel reads the one and writes the other.
+        if unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self(timer))
+    }
+
+    /// Goes off after `first`, and then again and again, since a signal that comes just before the call ends nothing.
+    pub(crate) fn start(&self, first: Duration, again: Duration) -> io::Result<()> {
+        let timespec = |duration: Duration| libc::timespec {
+            tv_sec: duration.as_secs() as libc::time_t,
+            tv_nsec: duration.subsec_nanos().into(),
+        };
+        let times = libc::itimerspec { it_value: timespec(first), it_interval: timespec(again) };
+        // SAFETY: the timer is ours until it is dropped; `times` is only read.
+        match unsafe { libc::timer_settime(self.0, 0, &times, ptr::null_mut()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
 }
 
-/// The calling thread's number.
-pub(crate) fn thread_id() -> libc::pid_t {
-    // SAFETY: takes nothing and cannot fail.
-    unsafe { libc::gettid() }
-}
-
-/// Sends SIGUSR1 to a thread of this process.
-pub(crate) fn interrupt(thread: libc::pid_t) {
-    // SAFETY: passes numbers only. A thread that is gone is answered by ESRCH, which is as good.
-    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, libc::SIGUSR1) };
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        // SAFETY: ours, and deleted once.
+        unsafe { libc::timer_delete(self.0) };
+    }
 }
