@@ -4,7 +4,7 @@
 //! the interface has no ring to take them, and drops them.
 #![forbid(unsafe_code)]
 
-use super::interface::{self, XdpError};
+use super::interface::{self, InterfaceCounters, XdpError};
 use super::program::{self, DESTINATION, GENERATOR_NUMBERS, Pace, SOURCE};
 use super::{abi, sys};
 use nic::MacAddress;
@@ -18,8 +18,9 @@ pub const MAX_SIZE_BYTES: usize = 3392;
 
 /// Frames in one go of the kernel, after which interrupts are served.
 const BATCH: u32 = 64;
-/// The longest burst of a paced stream: after a stall it goes on from there, and is not made up for by a flood.
-const BURST: i32 = 256;
+/// The longest burst of a paced stream, a quarter of a veth's ring: after a stall it goes on from there, and does not make up
+/// for it by a flood.
+const BURST: i32 = 64;
 /// How long to wait for what should have ended by now.
 const SLACK: Duration = Duration::from_millis(20);
 /// One call is to last until it is interrupted: beginning and ending one costs some 20 ms in which nothing is sent.
@@ -36,8 +37,11 @@ pub struct Generator {
 /// What was sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Sent {
-    /// Frames handed to the interface. Those that it had no room for are in its `tx_dropped`.
+    /// Frames handed to the interface.
     pub packets: u64,
+    /// Those of them that the interface refused (its `tx_dropped`): on a veth, the ring to the other end was full, and
+    /// nothing there has seen them. Whatever else was refused meanwhile is in it too.
+    pub refused: u64,
     /// Times that the generator did not get the CPU in time and forgot what was overdue.
     pub stalls: u64,
     /// How long it took.
@@ -77,6 +81,7 @@ impl Generator {
         let refused = |source| XdpError::Run { interface: self.interface.clone(), source };
         let alarm = sys::Alarm::new().map_err(refused)?;
         let limit = if pace.is_some() { duration * 2 + Duration::from_secs(1) } else { duration };
+        let before = InterfaceCounters::read(&self.interface)?;
         let start = Instant::now();
         // A paced stream that was held up has a rest to send in another call.
         let mut left = if pace.is_some() { duration + SLACK } else { duration };
@@ -104,7 +109,8 @@ impl Generator {
             None => start.elapsed(),
             Some(_) => Duration::from_nanos(last_ns.saturating_sub(first_ns)),
         };
-        Ok(Sent { packets, stalls, duration })
+        let refused = InterfaceCounters::read(&self.interface)?.since(&before).tx_dropped;
+        Ok(Sent { packets, refused, stalls, duration })
     }
 }
 
