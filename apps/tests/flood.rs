@@ -47,14 +47,17 @@ fn namespace_three_hundred_thousand_a_second_lose_nothing() {
     let ports = ["--port", "afxdp:p0?rx_ring=8192", "--port", "afxdp:p1?rx_ring=8192"];
     for attempt in 1..=3 {
         let (sent, received, report) = flood(Some(300_000), 10, &ports);
-        assert!(sent.packets >= 2_900_000, "only {} packets were sent", sent.packets);
+        assert!(sent.packets >= 2_900_000, "{sent:?}");
         let drops = port_counts(&report, 0).2 + port_counts(&report, 1).2;
-        let longest_gap_ns = report["workers"][0]["loop_gap_ns"]["max"].as_u64().unwrap();
         if received == sent.packets && drops == 0 {
             return;
         }
-        eprintln!("attempt {attempt}: {drops} lost, the longest loop gap was {longest_gap_ns} ns");
-        assert!(longest_gap_ns > RING_NS / 2, "lost without an excuse: {report:#}");
+        let longest_gap_ns = report["workers"][0]["loop_gap_ns"]["max"].as_u64().unwrap();
+        eprintln!(
+            "attempt {attempt}: {drops} dropped, longest loop gap {longest_gap_ns} ns, generator: {sent:?}"
+        );
+        let cpu_was_taken = longest_gap_ns > RING_NS / 2 || sent.refused > 0 || sent.stalls > 0;
+        assert!(cpu_was_taken, "lost without an excuse: {report:#}");
     }
     panic!("this machine takes the worker's CPU away for too long: nothing could be shown");
 }
@@ -66,8 +69,8 @@ fn namespace_an_overload_is_accounted_for_to_the_packet() {
     }
     let (sent, received, report) = flood(None, 5, &[]);
     let drops = port_counts(&report, 0).2 + port_counts(&report, 1).2;
-    assert!(drops > 0, "{} packets were no overload", sent.packets);
+    assert!(drops > 0, "{sent:?} was no overload");
     // The hosts' own packets (the first ping, neighbour discovery) are in l2fwd's books alone.
-    let lost = sent.packets - received;
-    assert_eq!(lost, drops, "sent {}, received {received}: {report:#}", sent.packets);
+    let lost = sent.packets - sent.refused - received;
+    assert_eq!(lost, drops, "{sent:?}, received {received}: {report:#}");
 }

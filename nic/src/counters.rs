@@ -57,6 +57,8 @@ macro_rules! drop_reasons {
 drop_reasons! {
     /// The receive ring was full: the worker did not come round in time (counted by the kernel or the device).
     RxRingFull = "rx_ring_full",
+    /// The device had no buffer for it: it was lost before any program saw it (the interface's `rx_missed_errors`).
+    RxMissed = "rx_missed",
     /// The kernel dropped it before the ring, mostly because the fill ring was empty or the frame too long.
     RxDropped = "rx_dropped",
     /// A ring entry named a frame, an offset or a length that cannot be: the entry was not used.

@@ -356,6 +356,7 @@ impl Opening<'_> {
             mac,
             queues,
             counters: Vec::new(),
+            counters_before: device.interface.counters().into_iter().collect(),
             device: device.clone(),
         };
         OpenPort { port: Box::new(port), rx, tx }

@@ -5,6 +5,7 @@ use super::device::Device;
 use super::socket::Socket;
 use crate::counters::{DropReason, QueueCounters};
 use crate::port::{LinkState, MacAddress, Port};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,7 +24,10 @@ pub(super) struct AfxdpPort {
     pub(super) mode: String,
     pub(super) mac: MacAddress,
     pub(super) queues: Vec<Queue>,
+    /// What the interface and its driver count, since it was opened.
     pub(super) counters: Vec<(String, u64)>,
+    /// The same at the opening.
+    pub(super) counters_before: HashMap<String, u64>,
     pub(super) device: Arc<Device>,
 }
 
@@ -61,6 +65,19 @@ impl Port for AfxdpPort {
             self.device.max_packet_len.store(mtu + super::ETHERNET_HEADER, Ordering::Relaxed);
         }
         self.counters = self.device.interface.counters();
+        for (name, value) in &mut self.counters {
+            // A counter that went back was reset by its driver: it says what happened since.
+            let before = self.counters_before.get(name).copied().unwrap_or(0);
+            *value = value.checked_sub(before).unwrap_or(*value);
+        }
+        self.counters.retain(|(_, value)| *value > 0);
+        let missed = self.counters.iter().find(|(name, _)| name == "link_rx_missed_errors");
+        if let (Some((_, missed)), Some(rx)) =
+            (missed, self.queues.iter().find_map(|queue| queue.rx.as_ref()))
+        {
+            // The device does not say for which queue.
+            rx.drops(DropReason::RxMissed).set(*missed);
+        }
         for queue in &self.queues {
             let Ok(statistics) = queue.socket.statistics() else {
                 continue;
