@@ -165,7 +165,8 @@ relevant_lines() {
 
 # A test may skip itself only for what this table names, and only where the probe finds that the machine lacks it.
 # The first word that occurs in the reason decides. CONTRIBUTING.md lists them: keep both alike.
-readonly lacks=(root:lacks_root install:lacks_apt real-time:lacks_real_time namespace:lacks_namespaces AF_XDP:lacks_af_xdp veth:lacks_veth hugepage:lacks_hugepages CPU:lacks_second_cpu
+readonly lacks=(root:lacks_root install:lacks_apt real-time:lacks_real_time namespace:lacks_namespaces
+    AF_XDP:lacks_af_xdp veth:lacks_veth hugepage:lacks_hugepages CPU:lacks_second_cpu
     XDP_MAX_TX_SKB_BUDGET:lacks_linux_6_17)
 lacks_root() { [[ ! $root ]]; }
 # What apt can install, this script has installed.
@@ -286,22 +287,26 @@ namespace_tests() {
 export logs root
 export -f has lints loom namespace_tests host_state nothing_left_behind smoke
 
-prepare
-started=$SECONDS
-stage "format" 2 cargo fmt --all --check
-stage "lints" 15 lints
-stage "docs" 10 env RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
-stage "unit tests" $((long ? 120 : 15)) cargo test --locked --workspace --no-fail-fast -- --skip namespace_ --show-output
-stage "loom" 15 loom
-host_state >"$logs/host-before.txt"
-stage "namespace tests" $((long ? 120 : 15)) namespace_tests
-stage "nothing left" 1 nothing_left_behind "$logs/host-before.txt"
-stage "release build" 15 cargo build --locked --workspace --bins --release
-stage "demo" 2 smoke
+# A function, so that bash has read the whole file before it begins: it may be edited meanwhile.
+main() {
+    prepare
+    local started=$SECONDS
+    stage "format" 2 cargo fmt --all --check
+    stage "lints" 15 lints
+    stage "docs" 10 env RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+    stage "unit tests" $((long ? 120 : 15)) cargo test --locked --workspace --no-fail-fast -- --skip namespace_ --show-output
+    stage "loom" 15 loom
+    host_state >"$logs/host-before.txt"
+    stage "namespace tests" $((long ? 120 : 15)) namespace_tests
+    stage "nothing left" 1 nothing_left_behind "$logs/host-before.txt"
+    stage "release build" 15 cargo build --locked --workspace --bins --release
+    stage "demo" 2 smoke
 
-echo
-((skipped)) && printf 'SKIPPED %s\n' "${skips[@]}"
-((failed)) && printf 'FAILED  %s\n' "${failures[@]}"
-echo "$((SECONDS - started)) s, logs in $logs"
-echo "$passed passed, $failed failed, $skipped skipped"
-((failed == 0))
+    echo
+    ((skipped)) && printf 'SKIPPED %s\n' "${skips[@]}"
+    ((failed)) && printf 'FAILED  %s\n' "${failures[@]}"
+    echo "$((SECONDS - started)) s, logs in $logs"
+    echo "$passed passed, $failed failed, $skipped skipped"
+    ((failed == 0))
+}
+main
