@@ -124,7 +124,6 @@ impl Dataplane {
         // The queues went with the workers; those nobody took go now. What the kernel counted is read before the port closes.
         drop((std::mem::take(&mut self.rx), std::mem::take(&mut self.tx)));
         self.registry.ports.iter_mut().for_each(|entry| entry.port.refresh());
-        let held: u64 = self.registry.ports.iter().map(|entry| entry.sample().held).sum();
         let ports: Vec<PortReport> = self.registry.ports.iter().map(PortReport::new).collect();
         let workers = |gaps: &[LoopGap]| -> Vec<WorkerReport> {
             self.registry.workers.iter().zip(gaps).map(|(entry, gap)| worker_report(entry, gap)).collect()
@@ -134,7 +133,7 @@ impl Dataplane {
         let (applications, gaps): (Vec<A>, Vec<LoopGap>) = joined.into_iter().unzip();
         let workers = workers(&gaps);
         self.registry.ports.clear();
-        let report = Report { duration_s, ports, workers, pool: PoolReport::new(self.pool.audit(), held) };
+        let report = Report { duration_s, ports, workers, pool: PoolReport::new(self.pool.audit()) };
         table.totals(&report);
         if let Some(path) = &self.plan.args.report {
             write_report(path, &report)?;

@@ -35,7 +35,6 @@ pub(crate) struct PortSample {
     pub(crate) rx_bytes: u64,
     pub(crate) tx_packets: u64,
     pub(crate) tx_bytes: u64,
-    pub(crate) held: u64,
     pub(crate) doorbells: u64,
     pub(crate) drops: BTreeMap<DropReason, u64>,
 }
@@ -70,7 +69,6 @@ impl PortEntry {
             rx_bytes: sum(&self.rx, |queue| queue.bytes.get()),
             tx_packets: sum(&self.tx, |queue| queue.packets.get()),
             tx_bytes: sum(&self.tx, |queue| queue.bytes.get()),
-            held: sum(&self.rx, |queue| queue.held.get()) + sum(&self.tx, |queue| queue.held.get()),
             doorbells: sum(&self.rx, |queue| queue.doorbells.get())
                 + sum(&self.tx, |queue| queue.doorbells.get()),
             drops,

@@ -68,20 +68,16 @@ pub struct PoolReport {
     pub frames: usize,
     /// Frames that were free at the end.
     pub free: usize,
-    /// Frames that were on rings when the workers stopped; closing the ports gave them back.
-    pub held: u64,
+    /// Frames that the kernel did not let go of when the ports were closed: 0, or a driver of the kernel hangs.
+    pub held: usize,
     /// Frames that nobody gave back: 0, or there is a bug.
     pub leaked: usize,
 }
 
 impl PoolReport {
-    pub(crate) fn new(audit: Audit, held_at_stop: u64) -> Self {
-        Self {
-            frames: audit.frames,
-            free: audit.free,
-            held: held_at_stop,
-            leaked: audit.held + audit.duplicated,
-        }
+    pub(crate) fn new(audit: Audit) -> Self {
+        let held = audit.withheld.min(audit.held);
+        Self { frames: audit.frames, free: audit.free, held, leaked: audit.held - held + audit.duplicated }
     }
 }
 

@@ -172,7 +172,11 @@ impl Table {
         let pool = &report.pool;
         let leaked = format!("{} leaked", pool.leaked);
         let leaked = if pool.leaked > 0 { self.paint("31", &leaked) } else { leaked };
-        let _ = writeln!(text, "  pool: {} frames, {} free, {leaked}", pool.frames, pool.free);
+        let _ = writeln!(
+            text,
+            "  pool: {} frames, {} free, {} held, {leaked}",
+            pool.frames, pool.free, pool.held
+        );
         let mut out = io::stdout().lock();
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     }

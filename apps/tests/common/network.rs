@@ -131,6 +131,14 @@ impl Wire {
         forwarder
     }
 
+    /// Makes both hosts send nothing by themselves any more: no neighbour discovery, no multicast reports.
+    pub fn silence(&self) {
+        for host in [&self.left, &self.right] {
+            host.run("sh", &["-c", "echo 1 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6"]);
+            host.ip(&["addr", "flush", "dev", "eth0"]);
+        }
+    }
+
     /// Waits until a first ping passes, for 10 s at most.
     #[track_caller]
     pub fn wait_for_link(&self) {

@@ -49,6 +49,7 @@ struct Parked {
     rx: Vec<Ledger<()>>,
     tx: Vec<Ledger<u32>>,
     prober: Prober,
+    pool: Pool,
 }
 
 impl Drop for Parked {
@@ -59,6 +60,7 @@ impl Drop for Parked {
             tracing::warn!(
                 "the kernel still holds a closed AF_XDP queue: its {frames} frames stay out of use"
             );
+            self.pool.withhold(frames);
             std::mem::forget((std::mem::take(&mut self.rx), std::mem::take(&mut self.tx)));
         }
     }
@@ -178,7 +180,7 @@ impl Socket {
             down: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             refused: AtomicU64::new(0),
-            parked: Mutex::new(Parked { rx: Vec::new(), tx: Vec::new(), prober }),
+            parked: Mutex::new(Parked { rx: Vec::new(), tx: Vec::new(), prober, pool: pool.clone() }),
             _pool: pool.clone(),
             device: wanted.device.clone(),
         });

@@ -353,7 +353,7 @@ mod tests {
     #[track_caller]
     fn assert_whole(pool: &Pool) {
         let frames = pool.frames();
-        assert_eq!(pool.audit(), Audit { frames, free: frames, held: 0, duplicated: 0 });
+        assert_eq!(pool.audit(), Audit { frames, free: frames, held: 0, withheld: 0, duplicated: 0 });
     }
 
     fn drops(port: &OpenPort, reason: DropReason) -> u64 {

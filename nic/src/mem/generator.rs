@@ -155,7 +155,7 @@ mod tests {
     #[track_caller]
     fn assert_whole(pool: &Pool) {
         let frames = pool.frames();
-        assert_eq!(pool.audit(), Audit { frames, free: frames, held: 0, duplicated: 0 });
+        assert_eq!(pool.audit(), Audit { frames, free: frames, held: 0, withheld: 0, duplicated: 0 });
     }
 
     /// Receives from one port's queues and sends to another's until nothing more will come.

@@ -15,6 +15,7 @@ use super::window;
 use crate::port::PortId;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use thiserror::Error;
 
 /// The smallest headroom, in bytes: room for the segment header and for some tunnels' headers.
@@ -96,6 +97,8 @@ pub(crate) struct PoolInner {
     frames: usize,
     headroom: u16,
     colours: u32,
+    /// Frames that a device may still write to although its port is closed.
+    withheld: AtomicUsize,
 }
 
 impl PoolInner {
@@ -141,6 +144,8 @@ pub struct Audit {
     pub free: usize,
     /// Frames that are in packets or on rings.
     pub held: usize,
+    /// Those of them that are out of use for good: see [`Pool::withhold`].
+    pub withheld: usize,
     /// Frames found on the free list twice: always 0, or a driver is wrong.
     pub duplicated: usize,
 }
@@ -164,6 +169,7 @@ impl Pool {
                 frames: config.frames,
                 headroom: config.headroom as u16,
                 colours: (spare / CACHE_LINE + 1).min(MAX_COLOURS) as u32,
+                withheld: AtomicUsize::new(0),
             })
         });
         Ok(Self { owner: Arc::new(Owner { inner: inner.ok_or(PoolError::TooMany)?? }) })
@@ -261,12 +267,19 @@ impl Pool {
         self.inner().free_list.flush_local();
     }
 
+    /// Takes `frames` out of use for good: a driver says that the device of a closed port may still write to them, and
+    /// forgets them.
+    pub fn withhold(&self, frames: usize) {
+        self.inner().withheld.fetch_add(frames, Ordering::Relaxed);
+    }
+
     /// Counts frame by frame. For a quiet pool: no thread allocates or frees meanwhile, and every other thread that
     /// used it has ended or called [`flush_local`](Self::flush_local).
     pub fn audit(&self) -> Audit {
         self.flush_local();
         let (free, duplicated) = self.inner().free_list.audit_depot();
-        Audit { frames: self.frames(), free, held: self.frames() - free, duplicated }
+        let withheld = self.inner().withheld.load(Ordering::Relaxed);
+        Audit { frames: self.frames(), free, held: self.frames() - free, withheld, duplicated }
     }
 }
 
@@ -285,7 +298,10 @@ mod tests {
     #[track_caller]
     fn assert_whole(pool: &Pool) {
         let audit = pool.audit();
-        assert_eq!(audit, Audit { frames: pool.frames(), free: pool.frames(), held: 0, duplicated: 0 });
+        assert_eq!(
+            audit,
+            Audit { frames: pool.frames(), free: pool.frames(), held: 0, withheld: 0, duplicated: 0 }
+        );
     }
 
     #[test]
