@@ -45,15 +45,14 @@ impl Drop for Caches {
                 continue;
             }
             let slot = registry::slot((number as u32) << super::frame::POOL_SHIFT);
-            // SAFETY: the slot's list holds an Arc to it until the line after the next, and this is its owning thread.
+            // Under the lock, before the length is read: a closed pool may be taking its frames back (`recall`).
+            let mut known = slot.caches.lock().unwrap_or_else(PoisonError::into_inner);
+            // SAFETY: the slot's list holds an Arc to it until the end of this block, and this is its owning thread.
             let cache_ref = unsafe { &*cache };
             if cache_ref.len.load(Ordering::Relaxed) > 0 {
                 slot.pool().free_list.spill(cache_ref, 0);
             }
-            slot.caches
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .retain(|known| !ptr::eq(Arc::as_ptr(known), cache));
+            known.retain(|known| !ptr::eq(Arc::as_ptr(known), cache));
         }
     }
 }
@@ -142,7 +141,8 @@ impl FreeList {
         let space = &mut stack[len..len + count];
         write(space);
         self.note(space, true);
-        cache.len.store((len + count) as u32, Ordering::Relaxed);
+        // Release: whoever counts this frame as free may take it back from here, once its pool is closed.
+        cache.len.store((len + count) as u32, Ordering::Release);
     }
 
     /// Moves frames from the depot to the stack until `wanted` are there or the depot is empty.
@@ -247,9 +247,24 @@ impl FreeList {
             + caches.iter().map(|cache| cache.len.load(Ordering::Relaxed) as usize).sum::<usize>()
     }
 
-    /// True when every frame is in the depot: none in a packet, on a ring or in a thread's stack.
-    pub(crate) fn depot_is_full(&self) -> bool {
-        self.chunks.len() * CHUNK + self.singles.len() == self.frames
+    /// Whether every frame is free and in the depot, of a pool without handles: takes back what threads keep.
+    ///
+    /// Frames are counted by taking them out: the depot's lengths count what another thread has only begun to put there.
+    pub(crate) fn recall(&self) -> bool {
+        {
+            let caches = self.slot().caches.lock().unwrap_or_else(PoisonError::into_inner);
+            let kept: usize = caches.iter().map(|cache| cache.len.load(Ordering::Acquire) as usize).sum();
+            if self.chunks.len() * CHUNK + self.singles.len() + kept < self.frames {
+                return false;
+            }
+            for cache in caches.iter() {
+                let len = cache.len.swap(0, Ordering::Acquire) as usize;
+                // SAFETY: every frame is free, and without a handle of the pool no thread can allocate one: so no owner
+                // touches its stack any more, but when it ends, which waits for the lock that we hold.
+                self.to_depot(unsafe { &(&*cache.frames.get())[..len] });
+            }
+        }
+        self.audit_depot() == (self.frames, 0)
     }
 
     /// Counts the depot's frames one by one, and those that are there twice.

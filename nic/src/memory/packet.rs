@@ -121,9 +121,10 @@ impl Packet {
         (self.offset as usize).saturating_sub(SEGMENT_HEADER)
     }
 
-    /// Bytes behind the first segment's data.
+    /// Bytes behind the last segment's data that [`append`](Self::append) may use.
     pub fn tailroom(&self) -> usize {
-        self.frame_size() - self.offset as usize - self.length as usize
+        let last = self.last_segment();
+        self.frame_size() - last.offset as usize - last.length as usize
     }
 
     /// The port it came in by.
@@ -149,15 +150,19 @@ impl Packet {
         Some(&mut self.data_mut()[..count])
     }
 
-    /// Grows the first segment at its end by `count` bytes and returns them; `None`, and nothing changes, where
-    /// the tailroom is smaller.
+    /// Grows the last segment at its end by `count` bytes and returns them; `None`, and nothing changes, where the
+    /// tailroom is smaller.
     pub fn append(&mut self, count: usize) -> Option<&mut [u8]> {
         if count > self.tailroom() {
             return None;
         }
-        let old = self.length as usize;
-        self.length += count as u16;
-        Some(&mut self.data_mut()[old..])
+        let mut last = self.last_segment();
+        let (handle, start) = (last.handle, last.offset as usize + last.length as usize);
+        last.length += count as u16;
+        self.set_last_segment(last);
+        // SAFETY: `tailroom` says that they lie in the last segment's frame, which this packet owns; `&mut self` makes the
+        // slice the only one.
+        Some(unsafe { slice::from_raw_parts_mut(window::address(handle).add(start), count) })
     }
 
     /// Removes `count` bytes from the front; `None`, and nothing changes, where the first segment is shorter.
@@ -170,12 +175,14 @@ impl Packet {
         Some(())
     }
 
-    /// Removes `count` bytes from the end of the first segment; `None`, and nothing changes, where it is shorter.
+    /// Removes `count` bytes from the end of the last segment; `None`, and nothing changes, where it is shorter.
     pub fn trim(&mut self, count: usize) -> Option<()> {
-        if count > self.length as usize {
+        let mut last = self.last_segment();
+        if count > last.length as usize {
             return None;
         }
-        self.length -= count as u16;
+        last.length -= count as u16;
+        self.set_last_segment(last);
         Some(())
     }
 
@@ -191,19 +198,27 @@ impl Packet {
 
     /// Links `tail` (itself perhaps a chain) behind the last segment.
     pub fn chain(&mut self, tail: Packet) {
-        if !self.is_chained() {
-            self.next = tail.into_segment();
-            return;
+        let mut last = self.last_segment();
+        last.next = tail.into_segment();
+        self.set_last_segment(last);
+    }
+
+    fn last_segment(&self) -> Segment {
+        let mut last =
+            Segment { handle: self.handle, offset: self.offset, length: self.length, next: self.next };
+        while last.next != frame::NONE {
+            let SegmentHeader { next, offset, length } = read_header(last.next);
+            last = Segment { handle: last.next, offset, length, next };
         }
-        let mut last = self.next;
-        loop {
-            let mut header = read_header(last);
-            if header.next == frame::NONE {
-                header.next = tail.into_segment();
-                write_header(last, header);
-                return;
-            }
-            last = header.next;
+        last
+    }
+
+    fn set_last_segment(&mut self, last: Segment) {
+        let Segment { handle, offset, length, next } = last;
+        if handle == self.handle {
+            (self.length, self.next) = (length, next);
+        } else {
+            write_header(handle, SegmentHeader { next, offset, length });
         }
     }
 
@@ -251,6 +266,14 @@ impl Packet {
             tail = segment.split_first();
         }
     }
+}
+
+/// A segment, wherever its description stands: in the packet or in its frame.
+struct Segment {
+    handle: u32,
+    offset: u16,
+    length: u16,
+    next: u32,
 }
 
 /// What a segment behind the first keeps at its frame's start.

@@ -203,21 +203,23 @@ impl Pool {
         })
     }
 
-    /// Takes up to `frames.len()` bare frames for a ring: fills the places that are `None`, and says how many.
+    /// Takes one bare frame, for a driver that puts it on a ring; `None` where the pool is empty.
     pub fn allocate_frame(&self) -> Option<Frame> {
         let mut frame = None;
-        self.inner()
-            .free_list
-            .take(1, |handles| frame = handles.first().map(|handle| Frame::from_handle(*handle)));
+        self.allocate_frames(1, |allocated| frame = Some(allocated));
         frame
     }
 
     /// Takes up to `count` (at most 64) bare frames, for a driver that puts them on a ring, and says how many.
     #[inline]
-    pub fn allocate_frames(&self, count: usize, mut receive: impl FnMut(Frame)) -> usize {
-        self.inner().free_list.take(count.min(BATCH_SIZE), |handles| {
-            handles.iter().for_each(|handle| receive(Frame::from_handle(*handle)));
-        })
+    pub fn allocate_frames(&self, count: usize, receive: impl FnMut(Frame)) -> usize {
+        // Copied first: what `receive` does may use the free list again.
+        let mut taken = [0; BATCH_SIZE];
+        let count = self.inner().free_list.take(count.min(BATCH_SIZE), |handles| {
+            taken[..handles.len()].copy_from_slice(handles);
+        });
+        taken[..count].iter().map(|handle| Frame::from_handle(*handle)).for_each(receive);
+        count
     }
 
     /// Bytes every fresh packet has room for, whatever its frame's colour.
@@ -269,7 +271,7 @@ impl Pool {
 
     /// Takes `frames` out of use for good: a driver says that the device of a closed port may still write to them, and
     /// forgets them.
-    pub fn withhold(&self, frames: usize) {
+    pub(crate) fn withhold(&self, frames: usize) {
         self.inner().withheld.fetch_add(frames, Ordering::Relaxed);
     }
 
@@ -396,6 +398,45 @@ mod tests {
     }
 
     #[test]
+    fn frames_taken_while_frames_are_taken_are_other_frames() {
+        let pool = pool(256);
+        let (mut frames, mut packets) = (Vec::new(), Vec::new());
+        pool.allocate_frames(BATCH_SIZE, |frame| {
+            frames.push(frame);
+            packets.extend(pool.allocate(60));
+        });
+        let mut handles: Vec<u64> = frames.iter().map(Frame::region_offset).collect();
+        handles.extend(
+            packets.iter().map(|packet| u64::from(packet.handle() & INDEX_MASK) << window::STRIDE_SHIFT),
+        );
+        handles.sort_unstable();
+        handles.dedup();
+        assert_eq!(handles.len(), 2 * BATCH_SIZE);
+        drop((frames, packets));
+        assert_whole(&pool);
+    }
+
+    #[test]
+    fn a_thread_that_keeps_free_frames_keeps_no_pool() {
+        // More pools, one after the other, than there can be at a time; the other thread lives on with frames of each.
+        let (give, packets) = std::sync::mpsc::sync_channel::<Packet>(0);
+        let (freed, wait) = std::sync::mpsc::sync_channel::<()>(0);
+        let keeper = thread::spawn(move || {
+            for packet in packets {
+                drop(packet);
+                freed.send(()).unwrap();
+            }
+        });
+        for _ in 0..3 * MAX_POOLS {
+            let pool = pool(64);
+            give.send(pool.allocate(60).unwrap()).unwrap();
+            wait.recv().unwrap();
+        }
+        drop(give);
+        keeper.join().unwrap();
+    }
+
+    #[test]
     fn bad_numbers_are_refused_in_words() {
         let refuse = |config: PoolConfig| Pool::new(&config).err().unwrap().to_string();
         assert!(refuse(PoolConfig { frame_size: 3000, ..PoolConfig::default() }).contains("2048 or 4096"));
@@ -482,9 +523,16 @@ mod tests {
             });
             let mut packet = parts.next().unwrap();
             parts.for_each(|part| packet.chain(part));
-            prop_assert_eq!(packet.to_vec(), model);
+            prop_assert_eq!(packet.to_vec(), &model[..]);
             prop_assert_eq!(packet.total_len(), lengths.iter().sum::<usize>());
             prop_assert_eq!(packet.segment_count(), lengths.len());
+            let last = *lengths.last().unwrap();
+            prop_assert_eq!(packet.trim(last + 1), None);
+            prop_assert!(packet.trim(last / 2).is_some());
+            model.truncate(model.len() - last / 2);
+            packet.append(7).unwrap().fill(0xEE);
+            model.extend([0xEE; 7]);
+            prop_assert_eq!(packet.to_vec(), model);
             let rest = packet.split_first();
             prop_assert_eq!(rest.map_or(0, |rest| rest.segment_count()), lengths.len() - 1);
             drop(packet);

@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use crate::sys;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::str::FromStr;
 use std::{fs, io};
@@ -111,7 +111,8 @@ pub struct Region {
     base: NonNull<u8>,
     length: usize,
     page: PageSize,
-    file: OwnedFd,
+    /// Not lent out: who can write to it writes under our references.
+    _file: OwnedFd,
 }
 
 // SAFETY: a Region is only an address range and a descriptor; it offers no access to the bytes, and whoever
@@ -156,7 +157,7 @@ impl Region {
             sys::allocate_file(file.as_fd(), length)?;
             // SAFETY: the caller's promise that this part of the window is free.
             unsafe { sys::map_reserved(base, length, file.as_fd()) }?;
-            Ok(Self { base, length, page, file })
+            Ok(Self { base, length, page, _file: file })
         };
         map().map_err(|source| match page {
             PageSize::Base => RegionError::NoMemory { bytes: length, source },
@@ -177,11 +178,6 @@ impl Region {
     /// The pages it is made of.
     pub fn page(&self) -> PageSize {
         self.page
-    }
-
-    /// The memfd, to be mapped by another process.
-    pub fn file(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
     }
 }
 

@@ -62,13 +62,14 @@ impl Slot {
     fn sweep(&self) -> bool {
         let pool = self.pool.load(Ordering::Acquire);
         // SAFETY: slots change only under CHANGING, which every caller of sweep holds; not null is alive.
-        if pool.is_null() || !unsafe { &*pool }.free_list.depot_is_full() {
+        if pool.is_null() || !unsafe { &*pool }.free_list.recall() {
             return false;
         }
         self.pool.store(ptr::null_mut(), Ordering::Release);
         self.zombie.store(false, Ordering::Relaxed);
-        // SAFETY: `register` made this pointer with Box::into_raw; every frame is in the depot, so no packet, frame,
-        // ring or thread cache refers to the pool, and the last user handle is gone (zombie or being dropped).
+        // SAFETY: `register` made this pointer with Box::into_raw. Every frame has been taken out of the depot and put
+        // back by `recall`, so no packet, frame, ring or thread cache refers to the pool, every thread that gave one back is
+        // done with the depot's memory, and the last user handle is gone (zombie or being dropped).
         drop(unsafe { Box::from_raw(pool) });
         true
     }
@@ -82,7 +83,19 @@ pub(crate) fn register<E>(
     for slot in SLOTS.iter().filter(|slot| slot.zombie.load(Ordering::Relaxed)) {
         slot.sweep();
     }
-    let number = SLOTS.iter().position(|slot| slot.pool.load(Ordering::Relaxed).is_null())?;
+    let free = || SLOTS.iter().position(|slot| slot.pool.load(Ordering::Relaxed).is_null());
+    // On a machine with many CPUs libtest runs more tests at a time than there are slots.
+    #[cfg(test)]
+    let _guard = {
+        let (mut guard, start) = (_guard, std::time::Instant::now());
+        while free().is_none() && start.elapsed().as_secs() < 10 {
+            drop(guard);
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            guard = changing();
+        }
+        guard
+    };
+    let number = free()?;
     Some(make(number as u32).map(|inner| {
         let slot = &SLOTS[number];
         let raw = Box::into_raw(Box::new(inner));
