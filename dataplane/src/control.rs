@@ -15,6 +15,9 @@ use nic::port::{LinkState, PortGone};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+/// How often the ports' counters are brought up to date, drawn or not.
+const REFRESH_PERIOD: Duration = Duration::from_secs(1);
+
 /// Runs until the end; gives the port whose loss ended the run, if that is what did.
 pub(crate) fn run(
     registry: &mut Registry,
@@ -27,6 +30,7 @@ pub(crate) fn run(
     let start = Instant::now();
     let mut next_table = args.stats_period;
     let mut next_check = Duration::ZERO;
+    let mut next_refresh = REFRESH_PERIOD;
     let ended = loop {
         let elapsed = start.elapsed();
         if elapsed >= next_check {
@@ -36,8 +40,12 @@ pub(crate) fn run(
                 break Some(gone);
             }
         }
-        if !args.stats_period.is_zero() && elapsed >= next_table {
+        let draw = !args.stats_period.is_zero() && elapsed >= next_table;
+        if draw || elapsed >= next_refresh {
+            next_refresh = elapsed + REFRESH_PERIOD;
             registry.ports.iter_mut().for_each(|entry| entry.port.refresh());
+        }
+        if draw {
             table.draw(registry, elapsed);
             next_table += args.stats_period;
             if next_table < elapsed {
@@ -51,7 +59,7 @@ pub(crate) fn run(
         {
             break None;
         }
-        let mut until = next_check;
+        let mut until = next_check.min(next_refresh);
         if !args.stats_period.is_zero() {
             until = until.min(next_table);
         }
@@ -67,8 +75,8 @@ pub(crate) fn run(
 }
 
 fn watch_links(registry: &mut Registry, state: &RunState) {
-    while let Some(gone) = state.events.pop() {
-        if let Some(entry) = registry.ports.iter_mut().find(|entry| entry.port.name() == gone.port)
+    while let Some((port, gone)) = state.events.pop() {
+        if let Some(entry) = registry.ports.get_mut(usize::from(port.0))
             && !matches!(entry.link, LinkState::Gone(_))
         {
             tracing::error!("{gone}");

@@ -31,6 +31,7 @@ pub struct Dataplane {
     rx: Vec<Vec<Option<Box<dyn RxQueue>>>>,
     tx: Vec<Vec<Option<Box<dyn TxQueue>>>>,
     infos: Arc<[PortInfo]>,
+    signals: Signals,
 }
 
 /// What is left of a run.
@@ -46,6 +47,8 @@ type Joined<A> = (A, LoopGap);
 impl Dataplane {
     pub(crate) fn open(mut plan: Plan) -> Result<Self, Error> {
         let dealt = plan.deal()?;
+        // Before any port: a signal while one is opened must not end the process with something on the host changed.
+        let signals = Signals::install().map_err(Error::system("cannot install signal handlers"))?;
         let pool = Pool::new(&plan.pool_config(&dealt)?)?;
         let mut registry = Registry { ports: Vec::new(), workers: Vec::new() };
         let (mut rx, mut tx, mut infos) = (Vec::new(), Vec::new(), Vec::new());
@@ -76,7 +79,7 @@ impl Dataplane {
         }
         let cpus = plan.placement.workers.iter();
         registry.workers = cpus.map(|&cpu| WorkerEntry { cpu, counters: Arc::default() }).collect();
-        Ok(Self { plan, pool, dealt, registry, rx, tx, infos: infos.into() })
+        Ok(Self { plan, pool, dealt, registry, rx, tx, infos: infos.into(), signals })
     }
 
     /// What is known of the ports, by number.
@@ -95,7 +98,6 @@ impl Dataplane {
         mut self,
         mut make: impl FnMut(&WorkerContext) -> A,
     ) -> Result<Outcome<A>, Error> {
-        let mut signals = Signals::install().map_err(Error::system("cannot install signal handlers"))?;
         let state = Arc::new(RunState { stop: AtomicBool::new(false), events: ArrayQueue::new(16) });
         percpu::tsc::frequency_hz();
         let workers: Vec<Worker<A>> =
@@ -103,16 +105,20 @@ impl Dataplane {
         let mut table = Table::new(&self.plan.args);
         let mut started = Instant::now();
         let mut result =
-            Crew::start(workers, &self.plan.placement.workers, &state, &signals).and_then(|crew| {
-                // Only now: threads inherit the affinity mask of the one that makes them.
-                percpu::pin_current_thread(self.plan.placement.control)
-                    .map_err(|error| Error::Configuration(format!("control core: {error}")))
-                    .or_else(|error| if self.plan.args.control.is_some() { Err(error) } else { Ok(()) })
-                    .inspect_err(|_| state.stop.store(true, Ordering::Relaxed))?;
+            Crew::start(workers, &self.plan.placement.workers, &state, &self.signals).and_then(|crew| {
+                // Only now: threads inherit the affinity mask of the one that makes them. A control CPU nobody asked for is
+                // a wish.
+                let pinned = percpu::pin_on_cpu(self.plan.placement.control);
+                let _pinned = match pinned {
+                    Err(error) if self.plan.args.control.is_some() => {
+                        return Err(Error::Configuration(format!("control core: {error}")));
+                    }
+                    pinned => pinned.ok(),
+                };
                 started = Instant::now();
                 let ended = control::run(
                     &mut self.registry,
-                    &mut signals,
+                    &mut self.signals,
                     &state,
                     &self.plan.args,
                     &mut table,
@@ -135,6 +141,12 @@ impl Dataplane {
         self.registry.ports.clear();
         let report = Report { duration_s, ports, workers, pool: PoolReport::new(self.pool.audit()) };
         table.totals(&report);
+        if report.pool.leaked > 0 {
+            tracing::error!(
+                "{} frames are neither free nor held: please report this as a bug",
+                report.pool.leaked
+            );
+        }
         if let Some(path) = &self.plan.args.report {
             write_report(path, &report)?;
         }
@@ -195,10 +207,14 @@ impl<A: Application + 'static> Crew<A> {
             let waker = signals.waker().map_err(Error::system("cannot make a pipe"))?;
             let ready = ready.clone();
             let (start, may_start) = mpsc::channel::<()>();
+            let state = Arc::clone(state);
             let body = move || {
-                let _wake_at_the_end = WakeAtTheEnd(waker);
-                let pinned = percpu::pin_current_thread(cpu);
-                let _ = ready.send(pinned.map_err(|source| Error::Pin { worker: index, source }));
+                let _at_the_end = AtTheEnd { waker, state };
+                let (_pinned, result) = match percpu::pin_on_cpu(cpu) {
+                    Ok(pinned) => (Some(pinned), Ok(())),
+                    Err(source) => (None, Err(Error::Pin { worker: index, source })),
+                };
+                let _ = ready.send(result);
                 // An error means that some worker could not start: then the stop flag is set and run returns at once.
                 let _ = may_start.recv();
                 worker.run()
@@ -242,11 +258,18 @@ impl<A> Drop for Crew<A> {
     }
 }
 
-struct WakeAtTheEnd(Waker);
+/// Tells the others that a worker has ended; one that panicked ends them too, or its queues would overflow unseen.
+struct AtTheEnd {
+    waker: Waker,
+    state: Arc<RunState>,
+}
 
-impl Drop for WakeAtTheEnd {
+impl Drop for AtTheEnd {
     fn drop(&mut self) {
-        self.0.wake();
+        if thread::panicking() {
+            self.state.stop.store(true, Ordering::Relaxed);
+        }
+        self.waker.wake();
     }
 }
 

@@ -14,10 +14,11 @@ pub struct Outputs {
     /// the packets came in.
     sources: Vec<Arc<QueueCounters>>,
     current: usize,
-    gone: Option<PortGone>,
+    gone: Option<(PortId, PortGone)>,
 }
 
 struct Output {
+    port: PortId,
     queue: Box<dyn TxQueue>,
     counters: Arc<QueueCounters>,
     doorbell: Option<Arc<dyn Doorbell>>,
@@ -28,7 +29,7 @@ struct Output {
 impl Output {
     /// Moves packets to the ring; where it is full, rings the doorbell and tries once more.
     #[inline(always)]
-    fn transmit(&mut self, packets: &mut Batch, gone: &mut Option<PortGone>) {
+    fn transmit(&mut self, packets: &mut Batch, gone: &mut Option<(PortId, PortGone)>) {
         self.queue.transmit(packets);
         if !packets.is_empty() && self.queue.needs_doorbell() {
             self.ring(gone);
@@ -37,17 +38,17 @@ impl Output {
     }
 
     #[cold]
-    fn ring(&mut self, gone: &mut Option<PortGone>) {
+    fn ring(&mut self, gone: &mut Option<(PortId, PortGone)>) {
         if let Some(doorbell) = &self.doorbell {
             self.counters.doorbells.add(1);
             if let Err(error) = doorbell.ring() {
-                gone.get_or_insert(error);
+                gone.get_or_insert((self.port, error));
             }
         }
     }
 
     #[inline]
-    fn flush_pending(&mut self, gone: &mut Option<PortGone>) {
+    fn flush_pending(&mut self, gone: &mut Option<(PortId, PortGone)>) {
         let mut pending = std::mem::take(&mut self.pending);
         self.transmit(&mut pending, gone);
         self.counters.drops(DropReason::TxRingFull).add(pending.len() as u64);
@@ -68,7 +69,8 @@ impl Outputs {
 
     pub(crate) fn add(&mut self, to: PortId, queue: Box<dyn TxQueue>) {
         let (counters, doorbell) = (Arc::clone(queue.counters()), queue.doorbell());
-        self.queues[usize::from(to.0)] = Some(Output { queue, counters, doorbell, pending: Batch::new() });
+        self.queues[usize::from(to.0)] =
+            Some(Output { port: to, queue, counters, doorbell, pending: Batch::new() });
     }
 
     /// Sends all packets of the batch, in order; what the port cannot take is dropped and counted at it.
@@ -138,7 +140,7 @@ impl Outputs {
         }
     }
 
-    pub(crate) fn take_gone(&mut self) -> Option<PortGone> {
+    pub(crate) fn take_gone(&mut self) -> Option<(PortId, PortGone)> {
         self.gone.take()
     }
 }

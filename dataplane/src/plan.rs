@@ -13,6 +13,8 @@ use nic::{PortId, PortPlan, PortSpec};
 use percpu::Topology;
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// Frames a thread may keep to itself, and room for batches on their way: what a worker needs beyond the rings.
@@ -150,11 +152,14 @@ pub(crate) fn tx_queues(dealt: &[WorkerQueues], port: usize) -> usize {
 
 /// Tells now, and not after an hour's run, that a report cannot be written; leaves no file behind.
 fn check_writable(path: &Path) -> Result<(), Error> {
-    let existed = path.exists();
     let wrong = |source| Error::Report { path: path.display().to_string(), source };
-    OpenOptions::new().append(true).create(true).open(path).map_err(wrong)?;
-    if !existed {
-        std::fs::remove_file(path).map_err(wrong)?;
+    // Non-blocking, or a FIFO without a reader would wait here for ever: it answers ENXIO.
+    let open = |create_new: bool| {
+        OpenOptions::new().append(true).create_new(create_new).custom_flags(libc::O_NONBLOCK).open(path)
+    };
+    match open(true) {
+        Ok(_) => std::fs::remove_file(path).map_err(wrong),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => open(false).map(drop).map_err(wrong),
+        Err(error) => Err(wrong(error)),
     }
-    Ok(())
 }

@@ -65,7 +65,8 @@ impl Table {
         );
         let _ = writeln!(text, "{}", self.paint("1", &head));
         for (index, ((entry, new), old)) in registry.ports.iter().zip(&ports).zip(&old_ports).enumerate() {
-            let mpps = |new: u64, old: u64| (new - old) as f64 / seconds / 1e6;
+            // A port takes packets back from "sent" when it learns that they were not.
+            let mpps = |new: u64, old: u64| new.saturating_sub(old) as f64 / seconds / 1e6;
             let gbits =
                 |bytes: u64, packets: u64| (bytes + packets * WIRE_OVERHEAD) as f64 * 8.0 / seconds / 1e9;
             let dropped = (new.dropped().saturating_sub(old.dropped())) as f64 / seconds;
@@ -75,9 +76,15 @@ impl Table {
                 "{index:>9}  {:<width$}  {:>9.3} {:>10.3}  {:>9.3} {:>10.3}  {}",
                 entry.port.name(),
                 mpps(new.rx_packets, old.rx_packets),
-                gbits(new.rx_bytes - old.rx_bytes, new.rx_packets - old.rx_packets),
+                gbits(
+                    new.rx_bytes.saturating_sub(old.rx_bytes),
+                    new.rx_packets.saturating_sub(old.rx_packets)
+                ),
                 mpps(new.tx_packets, old.tx_packets),
-                gbits(new.tx_bytes - old.tx_bytes, new.tx_packets - old.tx_packets),
+                gbits(
+                    new.tx_bytes.saturating_sub(old.tx_bytes),
+                    new.tx_packets.saturating_sub(old.tx_packets)
+                ),
                 if dropped > 0.0 { self.paint("31", &drops) } else { drops },
             );
             let _ = match &entry.link {

@@ -32,7 +32,7 @@ pub(crate) struct WorkerCounters {
 /// The orders and events of a run, shared by all.
 pub(crate) struct RunState {
     pub(crate) stop: AtomicBool,
-    pub(crate) events: ArrayQueue<PortGone>,
+    pub(crate) events: ArrayQueue<(PortId, PortGone)>,
 }
 
 struct Input {
@@ -111,6 +111,7 @@ impl<A: Application> Worker<A> {
                 break;
             }
         }
+        self.account(tsc::now().wrapping_sub(last), moved);
         self.application.stop();
         (self.application, self.gap)
     }
@@ -139,7 +140,7 @@ impl Input {
         if let Some(doorbell) = &self.doorbell {
             self.counters.doorbells.add(1);
             if let Err(gone) = doorbell.ring() {
-                let _ = state.events.push(gone);
+                let _ = state.events.push((self.port, gone));
             }
         }
     }

@@ -9,5 +9,5 @@ pub mod topology;
 pub mod tsc;
 
 pub use cpu_list::CpuList;
-pub use pin::{PinError, pin_current_thread};
+pub use pin::{PinError, Pinned, pin_on_cpu};
 pub use topology::Topology;

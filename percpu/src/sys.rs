@@ -21,13 +21,14 @@ pub(crate) fn get_affinity() -> io::Result<CpuList> {
     Ok((0..CPU_SETSIZE).filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) }).collect())
 }
 
-/// `sched_setaffinity(0)`: binds the calling thread to `cpu`, which must be below [`CPU_SETSIZE`].
-pub(crate) fn set_affinity(cpu: usize) -> io::Result<()> {
-    assert!(cpu < CPU_SETSIZE);
+/// `sched_setaffinity(0)`: binds the calling thread to these CPUs. Numbers that the mask cannot hold are left out.
+pub(crate) fn set_affinity(cpus: &CpuList) -> io::Result<()> {
     // SAFETY: as above, all zeroes is the empty set.
     let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
-    // SAFETY: `cpu` is below CPU_SETSIZE, asserted above.
-    unsafe { libc::CPU_SET(cpu, &mut set) };
+    for cpu in cpus.iter().filter(|&cpu| cpu < CPU_SETSIZE) {
+        // SAFETY: `cpu` is below CPU_SETSIZE, the number of bits in the set.
+        unsafe { libc::CPU_SET(cpu, &mut set) };
+    }
     // SAFETY: the kernel only reads `set`, whose size is the one passed.
     match unsafe { libc::sched_setaffinity(0, mem::size_of_val(&set), &set) } {
         0 => Ok(()),

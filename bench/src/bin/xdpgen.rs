@@ -58,9 +58,7 @@ fn generate(args: &Args) -> Result<Value> {
         "--seconds {}: choose a number above 0 and up to 86400",
         args.seconds
     );
-    if let Some(cpu) = args.cpu {
-        percpu::pin_current_thread(cpu)?;
-    }
+    let _pinned = args.cpu.map(percpu::pin_on_cpu).transpose()?;
     let sink = args.sink.as_deref().map(Sink::attach).transpose()?;
     let generator = Generator::new(&args.interface, args.size, args.destination)?;
     run(args, &generator, sink.as_ref())
