@@ -51,7 +51,7 @@ pub struct DataplaneArgs {
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "1", default_value_if("quiet", ArgPredicate::IsPresent, "0"), help_heading = "Run")]
     pub stats_period: Duration,
 
-    /// Print no tables, only warnings and errors
+    /// Print no tables and no totals
     #[arg(long, help_heading = "Run")]
     pub quiet: bool,
 

@@ -144,7 +144,7 @@ pub struct Audit {
     pub free: usize,
     /// Frames that are in packets or on rings.
     pub held: usize,
-    /// Those of them that are out of use for good: see [`Pool::withhold`].
+    /// Those of them that are out of use for good: a driver of the kernel has not let go of them.
     pub withheld: usize,
     /// Frames found on the free list twice: always 0, or a driver is wrong.
     pub duplicated: usize,
