@@ -5,7 +5,6 @@
 #![forbid(unsafe_code)]
 
 use crate::arguments::DataplaneArgs;
-use crate::dataplane::CONTROL_PERIOD;
 use crate::error::Error;
 use crate::registry::Registry;
 use crate::signals::Signals;
@@ -15,6 +14,8 @@ use nic::port::{LinkState, PortGone};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+/// How long the control core sleeps at most: link changes are noticed this soon.
+const CONTROL_PERIOD: Duration = Duration::from_millis(100);
 /// How often the ports' counters are brought up to date, drawn or not.
 const REFRESH_PERIOD: Duration = Duration::from_secs(1);
 

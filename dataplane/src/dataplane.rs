@@ -20,7 +20,7 @@ use std::any::Any;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Open ports and the CPUs to run them on.
 pub struct Dataplane {
@@ -295,6 +295,3 @@ fn write_report(path: &std::path::Path, report: &Report) -> Result<(), Error> {
     text.and_then(|text| std::fs::write(path, text + "\n"))
         .map_err(|source| Error::Report { path: path.display().to_string(), source })
 }
-
-/// How long the control core sleeps at most: link changes are noticed this soon.
-pub(crate) const CONTROL_PERIOD: Duration = Duration::from_millis(100);

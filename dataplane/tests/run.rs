@@ -38,7 +38,11 @@ fn every_packet_to_the_last_turn_is_in_the_report() {
     assert_eq!((received, sent), (vec![100_000, 12_345], vec![12_345, 100_000]));
     assert_eq!(report.workers.iter().map(|worker| worker.packets).sum::<u64>(), 112_345);
     assert_eq!((report.pool.free, report.pool.leaked), (report.pool.frames, 0));
-    assert_eq!(Topology::read().unwrap().allowed, before, "the caller is pinned no longer than the run lasts");
+    assert_eq!(
+        Topology::read().unwrap().allowed,
+        before,
+        "the caller is pinned no longer than the run lasts"
+    );
 }
 
 /// Sends to nobody.
