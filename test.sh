@@ -2,8 +2,8 @@
 # Runs every test of the project: format, lints, docs, unit and property tests, loom, tests in network namespaces, the
 # release build, and the demo. See "Testing" in CONTRIBUTING.md.
 #
-#   ./test.sh           everything, the long campaigns cut to about ten seconds each
-#   ./test.sh --long    the long stress and fuzz campaigns in full
+#   ./test.sh           everything; property tests, floods and start/stop campaigns for some ten seconds each
+#   ./test.sh --long    the same campaigns with fifty times the cases and many times the rounds
 #
 # Exit status: 0 when all passed, 1 when something failed, 2 for a wrong command line or a missing toolchain.
 set -u
@@ -19,7 +19,13 @@ for argument in "$@"; do
     *) echo "test.sh: unknown option \"$argument\"" >&2 && usage >&2 && exit 2 ;;
     esac
 done
-if [[ $long ]]; then export ISOPLANE_LONG=1; else unset ISOPLANE_LONG; fi
+# Cases of a property test; ISOPLANE_LONG is for tests that count rounds.
+if [[ $long ]]; then
+    export ISOPLANE_LONG=1 PROPTEST_CASES=100000
+else
+    unset ISOPLANE_LONG
+    export PROPTEST_CASES=2000
+fi
 
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
 export CARGO_TERM_COLOR=never
@@ -166,7 +172,7 @@ relevant_lines() {
 # A test may skip itself only for what this table names, and only where the probe finds that the machine lacks it.
 # The first word that occurs in the reason decides. CONTRIBUTING.md lists them: keep both alike.
 readonly lacks=(root:lacks_root install:lacks_apt real-time:lacks_real_time namespace:lacks_namespaces
-    AF_XDP:lacks_af_xdp veth:lacks_veth hugepage:lacks_hugepages CPU:lacks_second_cpu
+    AF_XDP:lacks_af_xdp veth:lacks_veth hugepage:lacks_hugepages offline:lacks_cpu_hotplug CPU:lacks_second_cpu
     XDP_MAX_TX_SKB_BUDGET:lacks_linux_6_17)
 lacks_root() { [[ ! $root ]]; }
 # What apt can install, this script has installed.
@@ -176,6 +182,8 @@ lacks_namespaces() { ! unshare --net true 2>/dev/null; }
 lacks_af_xdp() { ! grep -q '^XDP ' /proc/net/protocols; }
 lacks_veth() { ! unshare --net ip link add probe type veth peer name ebborp 2>/dev/null; }
 lacks_second_cpu() { (($(nproc) < 2)); }
+# The kernel may still refuse what it offers.
+lacks_cpu_hotplug() { [[ ! $root ]] || (($(nproc) < 2)) || ! compgen -G '/sys/devices/system/cpu/cpu[1-9]*/online' >/dev/null; }
 lacks_linux_6_17() { printf '6.17\n%s\n' "$(uname -r)" | sort -VC && return 1 || return 0; }
 # Asks for one page more than there are, and puts the number back.
 lacks_hugepages() {

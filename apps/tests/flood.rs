@@ -6,7 +6,7 @@ mod common;
 
 use bench::xdp::{Generator, Sent, Sink};
 use common::network::{Wire, can_make_namespaces};
-use common::{assert_books, port_counts, read_report};
+use common::{assert_books, port_counts, read_report, rounds};
 use nic::MacAddress;
 use serde_json::Value;
 use std::time::Duration;
@@ -43,6 +43,11 @@ fn namespace_three_hundred_thousand_a_second_lose_nothing() {
     if !can_make_namespaces("namespace_three_hundred_thousand_a_second_lose_nothing") {
         return;
     }
+    (0..rounds(1, 12)).for_each(|_| lose_nothing());
+}
+
+/// Ten seconds of it, tried anew up to three times.
+fn lose_nothing() {
     // Rings that hold 27 ms of this traffic. A machine that takes the CPU away for longer shows it in the loop gap: then
     // nothing was said about l2fwd, and we try again.
     const RING_NS: u64 = 8192 * 1_000_000_000 / 300_000;
@@ -69,9 +74,11 @@ fn namespace_an_overload_is_accounted_for_to_the_packet() {
     if !can_make_namespaces("namespace_an_overload_is_accounted_for_to_the_packet") {
         return;
     }
-    let (sent, received, report) = flood(None, 5, &[]);
-    let drops = port_counts(&report, 0).2 + port_counts(&report, 1).2;
-    assert!(drops > 0, "{sent:?} was no overload");
-    let lost = sent.packets - sent.refused - received;
-    assert_eq!(lost, drops, "{sent:?}, received {received}: {report:#}");
+    for _ in 0..rounds(1, 60) {
+        let (sent, received, report) = flood(None, 5, &[]);
+        let drops = port_counts(&report, 0).2 + port_counts(&report, 1).2;
+        assert!(drops > 0, "{sent:?} was no overload");
+        let lost = sent.packets - sent.refused - received;
+        assert_eq!(lost, drops, "{sent:?}, received {received}: {report:#}");
+    }
 }

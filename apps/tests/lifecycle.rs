@@ -4,10 +4,19 @@
 mod common;
 
 use common::network::{Forwarder, Namespace, Wire, can_make_namespaces, run};
-use common::{assert_books, read_report};
+use common::{assert_books, read_report, rounds};
 use std::fs;
 use std::process::Stdio;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+/// One test at a time, and whether it can run: `Leftovers` counts what the whole machine has, so that `cargo test`, which runs
+/// tests of a file side by side, must not have others of this file come and go meanwhile.
+fn alone(test: &str) -> Option<MutexGuard<'static, ()>> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    can_make_namespaces(test).then_some(turn)
+}
 
 /// Hugepages in use, network namespaces that have a name, and the BPF links and programs of the whole machine.
 #[derive(Debug, PartialEq, Eq)]
@@ -68,14 +77,12 @@ fn assert_no_program(namespace: &Namespace, interface: &str) {
 
 #[test]
 fn namespace_fifty_starts_and_stops_leave_nothing() {
-    if !can_make_namespaces("namespace_fifty_starts_and_stops_leave_nothing") {
-        return;
-    }
+    let Some(_turn) = alone("namespace_fifty_starts_and_stops_leave_nothing") else { return };
     let folder = tempfile::tempdir().unwrap();
     let report = folder.path().join("report.json");
     let wire = Wire::new(1500);
     let before = Leftovers::count();
-    for round in 0..50 {
+    for round in 0..rounds(50, 1000) {
         let args = ["--port", "afxdp:p0", "--port", "afxdp:p1", "--report", report.to_str().unwrap()];
         let forwarder = Forwarder::start(&wire.middle, &args);
         forwarder.wait_until_open(2);
@@ -89,15 +96,13 @@ fn namespace_fifty_starts_and_stops_leave_nothing() {
 
 #[test]
 fn namespace_ten_kills_under_traffic_leave_nothing() {
-    if !can_make_namespaces("namespace_ten_kills_under_traffic_leave_nothing") {
-        return;
-    }
+    let Some(_turn) = alone("namespace_ten_kills_under_traffic_leave_nothing") else { return };
     let wire = Wire::new(1500);
     let before = Leftovers::count();
-    let flood = ["-q", "-f", "-s", "600", "-w", "120", "10.0.0.2"];
+    let flood = ["-q", "-f", "-s", "600", "-w", "1200", "10.0.0.2"];
     let mut ping =
         wire.left.command("ping", &flood).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    for _ in 0..10 {
+    for _ in 0..rounds(10, 200) {
         let forwarder = wire.forward(&[]);
         assert!(!forwarder.end("KILL").success());
         assert_no_program(&wire.middle, "p0");
@@ -112,9 +117,9 @@ fn namespace_ten_kills_under_traffic_leave_nothing() {
 
 #[test]
 fn namespace_a_second_forwarder_on_the_same_interface_is_refused_in_words() {
-    if !can_make_namespaces("namespace_a_second_forwarder_on_the_same_interface_is_refused_in_words") {
+    let Some(_turn) = alone("namespace_a_second_forwarder_on_the_same_interface_is_refused_in_words") else {
         return;
-    }
+    };
     let wire = Wire::new(1500);
     let first = wire.forward(&[]);
     let second = Forwarder::start(&wire.middle, &["--port", "afxdp:p0", "--port", "mem:null"]);
@@ -127,9 +132,7 @@ fn namespace_a_second_forwarder_on_the_same_interface_is_refused_in_words() {
 
 #[test]
 fn namespace_without_privilege_it_says_which_is_missing() {
-    if !can_make_namespaces("namespace_without_privilege_it_says_which_is_missing") {
-        return;
-    }
+    let Some(_turn) = alone("namespace_without_privilege_it_says_which_is_missing") else { return };
     let wire = Wire::new(1500);
     let program = common::l2fwd(&[]).get_program().to_str().unwrap().to_owned();
     let args = [
@@ -151,9 +154,7 @@ fn namespace_without_privilege_it_says_which_is_missing() {
 
 #[test]
 fn namespace_an_interface_that_vanishes_is_an_event() {
-    if !can_make_namespaces("namespace_an_interface_that_vanishes_is_an_event") {
-        return;
-    }
+    let Some(_turn) = alone("namespace_an_interface_that_vanishes_is_an_event") else { return };
     let folder = tempfile::tempdir().unwrap();
     let report = folder.path().join("report.json");
     let wire = Wire::new(1500);

@@ -54,6 +54,11 @@ pub fn wait_within(child: &mut Child, limit: Duration) -> Option<std::process::E
     }
 }
 
+/// How many rounds a campaign has: more with `ISOPLANE_LONG=1`, as `./test.sh --long` sets it.
+pub fn rounds(short: usize, long: usize) -> usize {
+    if std::env::var_os("ISOPLANE_LONG").is_some_and(|value| value == "1") { long } else { short }
+}
+
 /// The lines of standard error that are not log lines.
 pub fn error_lines(output: &Output) -> Vec<String> {
     let text = String::from_utf8_lossy(&output.stderr);

@@ -161,8 +161,3 @@ pub(crate) fn pcapng(order: Order, frames: &[Vec<u8>]) -> Vec<u8> {
     }
     bytes
 }
-
-/// Few cases, or with ISOPLANE_LONG=1 many.
-pub(crate) fn cases() -> u32 {
-    if std::env::var_os("ISOPLANE_LONG").is_some_and(|value| value == "1") { 100_000 } else { 512 }
-}
