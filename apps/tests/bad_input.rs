@@ -6,7 +6,7 @@ use common::{error_lines, l2fwd, run_within};
 use percpu::Topology;
 use std::time::Duration;
 
-/// Runs l2fwd with wrong arguments; its one error line must hold all of `words`.
+/// Runs l2fwd with wrong arguments; its one error line must hold all of `words`, and not only in what it repeats of them.
 #[track_caller]
 fn refuse(args: &[&str], status: i32, words: &[&str]) {
     assert_eq!(refusal(args, words), Some(status), "{args:?}");
@@ -20,8 +20,11 @@ fn refusal(args: &[&str], words: &[&str]) -> Option<i32> {
     assert!(matches!(output.status.code(), Some(1 | 2)), "{args:?}: {lines:?}");
     assert_eq!(lines.len(), 1, "{args:?}: {lines:?}");
     assert!(lines[0].starts_with("error: "), "{args:?}: {lines:?}");
+    // The specification is repeated in front; the words must be in what is said of it.
+    let spec = args.iter().find(|arg| arg.contains(':')).copied().unwrap_or_default();
+    let said = lines[0].replacen(spec, "", 1);
     for word in words {
-        assert!(lines[0].contains(word), "{args:?}: \"{word}\" is not in: {}", lines[0]);
+        assert!(said.contains(word), "{args:?}: \"{word}\" is not in: {said}");
     }
     output.status.code()
 }
@@ -39,12 +42,12 @@ fn specifications() {
     port("mem:null?size", &["no value"]);
     port("mem:null?size=13", &["size=13", "from 14"]);
     port("mem:null?size=100000", &["size=100000", "to 1526"]);
-    port("mem:null?size=large", &["size=large"]);
-    port("mem:null?size=-64", &["size=-64"]);
+    port("mem:null?size=large", &["size=large: choose", "from 14 to 1526"]);
+    port("mem:null?size=-64", &["size=-64: choose", "from 14 to 1526"]);
     port("mem:null?sise=64", &["unknown option \"sise\"", "size"]);
     port("mem:null?size=64&size=64", &["twice"]);
     port("mem:null?queues=0", &["queues=0", "from 1"]);
-    port("mem:gen?rate=fast", &["rate=fast"]);
+    port("mem:gen?rate=fast", &["rate=fast: choose", "to 1000000000"]);
     port("mem:gen?check=perhaps", &["check=perhaps", "on, off"]);
 }
 
@@ -62,7 +65,7 @@ fn captures() {
     port(format!("pcap:{}", path("text")), &["neither pcap nor pcapng"]);
     port(format!("pcap:{}", path("empty")), &["empty"]);
     port(format!("pcap:{}?speed=slow", path("text")), &["speed=slow", "wire"]);
-    port(format!("pcap:{}?loop=often", path("text")), &["loop=often"]);
+    port(format!("pcap:{}?loop=often", path("text")), &["loop=often: choose a whole number"]);
 }
 
 #[test]
@@ -72,13 +75,16 @@ fn interfaces() {
     };
     port("afxdp:nosuch0", &["no interface \"nosuch0\"", "choose from"]);
     port("afxdp:an-interface-name-that-is-too-long", &["no interface"]);
-    port("afxdp:lo?queues=99", &["queues"]);
+    port("afxdp:lo?queues=99", &["lo has 1 queue", "pass queues=1"]);
     port("afxdp:lo?mode=fast", &["mode=fast", "zerocopy"]);
     port("afxdp:lo?bind=somehow", &["bind=somehow", "skb"]);
-    port("afxdp:lo?busy_poll=-1", &["busy_poll=-1"]);
-    port("afxdp:lo?colour=red", &["unknown option \"colour\""]);
-    port("veth:a/b", &["a/b"]);
-    port("veth:x?address=here", &["address=here"]);
+    port("afxdp:lo?busy_poll=-1", &["busy_poll=-1: choose", "0 to 100000"]);
+    port("afxdp:lo?colour=red", &["unknown option \"colour\"", "it takes queues, mode"]);
+    port("veth:a/b", &["is no name for an interface", "letters and digits"]);
+    port("veth:x?mtu=9", &["68 to 9000"]);
+    port("afxdp:lo?frame=1000", &["choose 2048, 4096"]);
+    port("afxdp:lo?rx_ring=100", &["64 or 128"]);
+    port("veth:x?address=here", &["such as 10.0.0.1/24"]);
 }
 
 #[test]
@@ -126,6 +132,14 @@ fn memory() {
     memory(&["--frames", "100000000"], 1, &["fewer frames"]);
     memory(&["--frames", "many"], 2, &["--frames"]);
     memory(&["--frame-size", "3000"], 2, &["2048 or 4096"]);
+    // More pages than are free.
+    let folder = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+    if let Ok(text) = std::fs::read_to_string(format!("{folder}/free_hugepages")) {
+        let free: u64 = text.trim().parse().unwrap();
+        let frames = ((2 * free + 4) * 1024).to_string();
+        let words = ["free hugepages of 2M", "/nr_hugepages", "--pages 4K"];
+        memory(&["--pages", "2M", "--frames", &frames], 1, &words);
+    }
     memory(&["--pages", "3M"], 2, &["4K, 2M or 1G"]);
     // More 1 GiB pages than any test machine keeps free.
     memory(&["--pages", "1G", "--frames", "100000000"], 1, &["hugepages-1048576kB"]);
@@ -153,4 +167,26 @@ fn a_refused_run_leaves_no_report_behind() {
     refuse(&["--port", "mem:null?size=1", "--report", report.to_str().unwrap()], 2, &["size=1"]);
     refuse(&["--port", "mem:null", "--frames", "1", "--report", report.to_str().unwrap()], 2, &["--frames"]);
     assert!(!report.exists());
+}
+
+#[test]
+fn namespace_a_report_on_a_read_only_file_system_is_refused_before_the_run() {
+    const TEST: &str = "namespace_a_report_on_a_read_only_file_system_is_refused_before_the_run";
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED {TEST}: needs root to mount");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().to_str().unwrap();
+    let program = l2fwd(&[]).get_program().to_str().unwrap().to_owned();
+    // Mounted in a namespace that ends with the command.
+    let script = "mount -t tmpfs -o ro none \"$1\" && exec \"$2\" --duration 1 --report \"$1/report.json\"";
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script, "sh", folder, &program]);
+    let output = run_within(&mut command, Duration::from_secs(10));
+    let lines = error_lines(&output);
+    assert_eq!((output.status.code(), lines.len()), (Some(1), 1), "{lines:?}");
+    for word in ["Read-only file system", "choose a path"] {
+        assert!(lines[0].contains(word), "{word}: {lines:?}");
+    }
 }
