@@ -18,7 +18,7 @@ pub(crate) const DRIVER: Driver = Driver {
     forms: &[
         (
             "mem:gen?size=64&flows=1&rate=0&count=0&queues=1&check=on",
-            "receives numbered test packets made on the spot (size: bytes, 60-1514 or imix; rate: packets a second; 0: no limit); checks what it sends",
+            "receives numbered test packets made on the spot (size: bytes from 60 to 9018, a range such as 60-1514, or imix; rate: packets a second; 0: no limit); checks what it sends",
         ),
         ("mem:sink?flows=1&queues=1&check=on", "receives nothing; checks what it sends"),
         (
