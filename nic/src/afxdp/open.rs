@@ -313,7 +313,8 @@ impl Opening<'_> {
         let mut queues = Vec::new();
         let zero_copy = sockets.iter().all(|opened| opened.socket.zero_copy);
         let shares = sockets.first().is_some_and(|opened| opened.shares);
-        for Opened { socket, rx: rx_side, tx: tx_side, .. } in sockets {
+        for mut opened in sockets {
+            let (socket, rx_side, tx_side) = (opened.socket.clone(), opened.rx.take(), opened.tx.take());
             let port = self.spec.name();
             let pool = self.context.pool;
             let mut queue = Queue { socket: socket.clone(), rx: None, tx: None, invalid: None };
@@ -367,5 +368,52 @@ impl OpenContext<'_> {
     /// How many queues of the interface get a socket.
     fn queues(&self, options: &Options) -> u32 {
         options.queues.max(self.tx_queues as u32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::release::Prober;
+    use super::*;
+    use crate::memory::{Pool, PoolConfig};
+    use crate::netlink::{RouteSocket, VethEnd};
+    use crate::port::PortId;
+    use nix::sched::{CloneFlags, unshare};
+    use std::time::Instant;
+
+    #[test]
+    fn namespace_a_queue_that_is_taken_fails_the_opening_and_costs_no_frame() {
+        let test = || {
+            if unshare(CloneFlags::CLONE_NEWNET).is_err() {
+                eprintln!("SKIPPED: no network namespace of its own (run as root)");
+                return;
+            }
+            let route = RouteSocket::open().unwrap();
+            let end = |name| VethEnd { name, mtu: 1500, rx_queues: 2, tx_queues: 2 };
+            route.create_veth(&end("a0"), &end("a1")).unwrap();
+            let indices = ["a0", "a1"].map(|name| Interface::find(name).unwrap().index());
+            indices.iter().for_each(|index| route.set_up(*index).unwrap());
+            let pool = Pool::new(&PoolConfig { frames: 16384, ..PoolConfig::default() }).unwrap();
+            let other = Pool::new(&PoolConfig { frames: 64, ..PoolConfig::default() }).unwrap();
+            let holder = Prober::new(&other, indices[0], 1).unwrap();
+            assert!(holder.wait());
+            let open = || {
+                let spec: PortSpec = "afxdp:a0?queues=2".parse().unwrap();
+                let plan = crate::drivers::check(&spec).unwrap();
+                plan.open(&OpenContext { pool: &pool, id: PortId(0), tx_queues: 2, promiscuous: false })
+            };
+            let started = Instant::now();
+            let error = open().err().unwrap().to_string();
+            assert!(error.contains("queue 1 of a0 is in use by another AF_XDP socket"), "{error}");
+            // It waits a second for the holder to go, and not another one for what it holds itself.
+            assert!(started.elapsed() < Duration::from_millis(1800), "{:?}", started.elapsed());
+            let audit = pool.audit();
+            assert_eq!((audit.held, audit.withheld, audit.duplicated), (0, 0, 0));
+            // Nothing of it is left: with the queue free, it opens, program and all.
+            drop(holder);
+            drop(open().unwrap());
+            assert_eq!(pool.audit().held, 0);
+        };
+        std::thread::spawn(test).join().unwrap();
     }
 }

@@ -101,6 +101,21 @@ pub(super) struct Opened {
     pub(super) shares: bool,
 }
 
+impl Drop for Opened {
+    /// Sides that nobody took: a mapped ring keeps the socket bound, so the rings go first, and the frames wait for the
+    /// kernel like those of a queue that has worked.
+    fn drop(&mut self) {
+        if let Some(RxSide { ring, fill, ledger }) = self.rx.take() {
+            drop((ring, fill));
+            self.socket.park_rx(ledger);
+        }
+        if let Some(TxSide { ring, completion, ledger }) = self.tx.take() {
+            drop((ring, completion));
+            self.socket.park_tx(ledger);
+        }
+    }
+}
+
 /// Which step of opening failed.
 #[derive(Debug)]
 pub(super) struct Failed {
@@ -186,21 +201,21 @@ impl Socket {
         });
         registry.add(kind, &socket);
         drop(registry);
+        let Fill { ring: fill, ledger } = fill;
         let rx = match rx {
-            Some(ring) => {
-                if let Err(error) = wanted.device.program.redirect(wanted.queue, socket.fd()) {
-                    socket.park_rx(fill.ledger);
-                    return Err(at(Step::Redirect)(error));
-                }
-                Some(RxSide { ring, fill: fill.ring, ledger: fill.ledger })
-            }
+            Some(ring) => Some(RxSide { ring, fill, ledger }),
             None => {
-                socket.park_rx(fill.ledger);
+                socket.park_rx(ledger);
                 None
             }
         };
         let tx = tx.map(|(ring, completion)| TxSide { ring, completion, ledger: Ledger::new(pool) });
-        Ok(Opened { socket, rx, tx, shares: sharer.is_some() })
+        let opened = Opened { socket, rx, tx, shares: sharer.is_some() };
+        if opened.rx.is_some() {
+            let Opened { socket, .. } = &opened;
+            wanted.device.program.redirect(wanted.queue, socket.fd()).map_err(at(Step::Redirect))?;
+        }
+        Ok(opened)
     }
 
     /// The descriptor.
