@@ -4,7 +4,7 @@
 
 mod support;
 
-use nic::{Batch, OpenPort, Pool};
+use nic::{Batch, LinkState, OpenPort, Pool};
 use nix::sched::{CloneFlags, setns};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -176,6 +176,11 @@ fn namespace_a_veth_port_leaves_the_caller_where_it_was_and_nothing_behind() {
         let offloads = run(&format!("{} ethtool -k a", way_in(&port)));
         assert!(offloads.contains("tx-checksumming: off"), "{offloads}");
         drop(port);
+        // Packets can pass from the first moment.
+        for _ in 0..5 {
+            let mut port = open("veth:a?rx_ring=64&tx_ring=64", 0, &pool, 1);
+            assert!(matches!(port.port.link(), LinkState::Up { .. }), "{:?}", port.port.link());
+        }
         assert_eq!((held(), pool.audit().held), (held_before, 0));
     });
 }

@@ -7,6 +7,10 @@ use crate::netlink::{RouteSocket, VethEnd};
 use crate::port::{LinkState, MacAddress, OpenContext, OpenPort, Port, PortError};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+/// How long the kernel may take to notice that both ends of a pair are up; some milliseconds are usual.
+const CARRIER_LIMIT: Duration = Duration::from_secs(2);
 
 pub(super) fn open(plan: &VethPlan, context: &OpenContext<'_>) -> Result<OpenPort, PortError> {
     let spec = &plan.spec;
@@ -49,6 +53,10 @@ fn make_pair(plan: &VethPlan, own_end: &str, context: &OpenContext<'_>) -> io::R
     far.disable_tx_checksum_offload()?;
     for interface in [&Interface::find("lo")?, &near, &far] {
         route.set_up(interface.index())?;
+    }
+    // Both ends are up, but the kernel reports a carrier only when its link watch has come round, a moment later.
+    if !(near.wait_for_carrier(CARRIER_LIMIT) && far.wait_for_carrier(CARRIER_LIMIT)) {
+        tracing::debug!("{}: no carrier after {CARRIER_LIMIT:?}", plan.spec.name());
     }
     for address in &plan.addresses {
         route.add_address(far.index(), address.address, address.prefix)?;
