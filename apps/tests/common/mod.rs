@@ -84,7 +84,7 @@ pub fn port_counts(report: &serde_json::Value, port: usize) -> (u64, u64, u64) {
 /// was received. `received_drops` are reasons of packets that were lost before a worker had them.
 #[track_caller]
 pub fn assert_books(report: &serde_json::Value) {
-    const BEFORE_THE_WORKER: [&str; 7] = [
+    const BEFORE_THE_WORKER: [&str; 8] = [
         "rx_ring_full",
         "rx_missed",
         "rx_dropped",
@@ -92,6 +92,7 @@ pub fn assert_books(report: &serde_json::Value) {
         "rx_no_frame",
         "rx_oversize",
         "rx_truncated",
+        "rx_unread",
     ];
     assert_eq!(report["pool"]["leaked"], 0, "{report:#}");
     assert_eq!(report["pool"]["free"], report["pool"]["frames"], "{report:#}");

@@ -44,6 +44,7 @@ pub(crate) const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 /// `bpf_cmd`.
 pub(crate) const BPF_MAP_CREATE: libc::c_int = 0;
 pub(crate) const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+pub(crate) const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 pub(crate) const BPF_PROG_LOAD: libc::c_int = 5;
 pub(crate) const BPF_LINK_CREATE: libc::c_int = 28;
 

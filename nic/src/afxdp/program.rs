@@ -139,6 +139,11 @@ impl Program {
     pub(super) fn redirect(&self, queue: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
         sys::set_socket(self.map.as_fd(), queue, socket)
     }
+
+    /// Leaves the packets of a queue to the kernel from now on.
+    pub(super) fn stop_redirect(&self, queue: u32) -> io::Result<()> {
+        sys::clear_socket(self.map.as_fd(), queue)
+    }
 }
 
 #[cfg(test)]

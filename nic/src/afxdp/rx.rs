@@ -136,6 +136,23 @@ impl Receiver {
         self.chain.take()
     }
 
+    /// Counts the packets on the ring that nobody will read. A packet whose first segments were read is one of them only as
+    /// far as its end goes: it is `rx_truncated`, or was dropped before.
+    fn settle_unread(&mut self) {
+        // No more than the ring has entries; none where the kernel's index cannot be.
+        let filled = self.ring.filled().unwrap_or(0);
+        let mut ends = 0;
+        for ahead in 0..filled {
+            if self.ring.read(ahead).options & libc::XDP_PKT_CONTD == 0 {
+                ends += 1;
+            }
+        }
+        if self.chain.is_some() || self.skipping {
+            ends = u64::saturating_sub(ends, 1);
+        }
+        self.counters.drops(DropReason::RxUnread).add(ends);
+    }
+
     /// The books, for whoever keeps them until the socket is closed.
     fn give_up_ledger(&mut self) -> Ledger<()> {
         if self.chain.take().is_some() {
@@ -187,7 +204,10 @@ impl RxQueue for AfxdpRx {
 }
 
 impl Drop for AfxdpRx {
+    /// Stops what comes in before it counts what has.
     fn drop(&mut self) {
+        self.socket.stop_receiving();
+        self.receiver.settle_unread();
         self.socket.park_rx(self.receiver.give_up_ledger());
     }
 }
@@ -347,6 +367,29 @@ mod tests {
             let audit = pool.audit();
             prop_assert_eq!((audit.held, audit.duplicated), (0, 0));
         }
+    }
+
+    #[test]
+    fn what_nobody_read_is_counted_by_the_packet() {
+        let pool = pool();
+        let (mut kernel, mut receiver) = Kernel::new(&pool);
+        assert!(kernel.receive(1, 60) && kernel.receive(3, 60) && kernel.receive(1, 60));
+        receiver.settle_unread();
+        let unread = |receiver: &Receiver| receiver.counters.drops(DropReason::RxUnread).get();
+        assert_eq!(unread(&receiver), 3);
+        // Of a packet under way, the rest is no packet more.
+        let (mut kernel, mut receiver) = Kernel::new(&pool);
+        assert!(kernel.receive(3, 60) && kernel.receive(1, 60));
+        let mut batch = Batch::new();
+        receiver.take(2, &mut batch);
+        receiver.settle_unread();
+        drop(receiver.give_up_ledger());
+        let truncated = receiver.counters.drops(DropReason::RxTruncated).get();
+        assert_eq!((batch.len(), unread(&receiver), truncated), (0, 1, 1));
+        // An index that cannot be says nothing.
+        kernel.rx.set_producer(1 << 20);
+        receiver.settle_unread();
+        assert_eq!(unread(&receiver), 1);
     }
 
     #[test]

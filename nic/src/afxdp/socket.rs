@@ -228,6 +228,14 @@ impl Socket {
         !self.gone.load(Ordering::Relaxed) && self.device.interface.name().is_ok()
     }
 
+    /// Makes the queue's packets the kernel's again, and waits until those under way are on the ring. Where that is refused
+    /// (the privilege is gone), packets go on coming until the ring is full.
+    pub(super) fn stop_receiving(&self) {
+        if self.device.program.stop_redirect(self.queue).is_ok() {
+            sys::wait_for_grace_period();
+        }
+    }
+
     /// The kernel's counters.
     pub(super) fn statistics(&self) -> io::Result<libc::xdp_statistics> {
         sys::option(self.fd(), libc::SOL_XDP, libc::XDP_STATISTICS)

@@ -221,6 +221,26 @@ pub(crate) fn set_socket(map: BorrowedFd<'_>, queue: u32, socket: BorrowedFd<'_>
     Ok(())
 }
 
+/// `BPF_MAP_DELETE_ELEM`: packets of `queue` go to no socket.
+pub(crate) fn clear_socket(map: BorrowedFd<'_>, queue: u32) -> io::Result<()> {
+    let attributes = abi::MapUpdate {
+        map_fd: map.as_raw_fd() as u32,
+        key: ptr::from_ref(&queue) as u64,
+        ..Default::default()
+    };
+    // SAFETY: the key is the four readable bytes that an XSKMAP's are, and lives to the end of the call.
+    unsafe { bpf(abi::BPF_MAP_DELETE_ELEM, &attributes) }?;
+    Ok(())
+}
+
+/// Waits until every XDP program that runs now has ended, with what it started: `membarrier(2)`'s global command is
+/// an RCU grace period. Some 20 ms; where the kernel has it not, none.
+pub(crate) fn wait_for_grace_period() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: no memory is passed.
+    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+}
+
 /// `BPF_PROG_LOAD` of an XDP program; on refusal the verifier's words are in `log`.
 pub(crate) fn load_program(
     instructions: &[Instruction],
