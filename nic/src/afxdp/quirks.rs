@@ -1,6 +1,6 @@
 //! What drivers do that the others do not, in one table.
 //!
-//! An entry is a fact with a source, or it is not here. All of it is advice: where the table is wrong the kernel's answer counts.
+//! What a driver does is a fact with its source beside it; how long to wait for it is our choice, with a margin. All of it is advice: where the table is wrong the kernel's answer counts.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -33,7 +33,9 @@ const TABLE: &[Quirk] = &[
     Quirk { driver: "veth", no_zero_copy: Some("it has no hardware to read the frames"), ..DEFAULT },
     Quirk { driver: "tun", no_zero_copy: Some("it has no hardware to read the frames"), ..DEFAULT },
     Quirk { driver: "bridge", no_zero_copy: Some("it has no hardware to read the frames"), ..DEFAULT },
-    // These reset the whole device for a change between no program and a program, and the link with it.
+    // These reset the device for a change between no program and a program, and the link may go with it. Kernel functions:
+    // ixgbe_xdp_setup (ixgbe_setup_tc closes and opens), igb_xdp_setup and igc_xdp_set_prog (close and open),
+    // i40e_xdp_setup (i40e_reset_and_rebuild), ice_xdp_setup_prog (ice_down, ice_up).
     Quirk {
         driver: "ixgbe",
         carrier_wait: Duration::from_secs(8),
