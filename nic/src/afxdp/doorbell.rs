@@ -50,12 +50,20 @@ fn answer(result: io::Result<()>) -> Answer {
 }
 
 impl Socket {
+    /// An error where the interface is gone.
+    fn check_gone(&self, port: &str) -> Result<(), PortGone> {
+        if self.device.interface.name().is_ok() {
+            return Ok(());
+        }
+        self.gone.store(true, Ordering::Relaxed);
+        Err(PortGone { port: port.to_owned(), reason: "its interface was removed".into() })
+    }
+
     /// Takes note of how the interface fares; an error where it is gone.
     fn note(&self, answer: &Answer, port: &str) -> Result<(), PortGone> {
         let unbound = *answer == Answer::Unbound;
-        if unbound && self.device.interface.name().is_err() {
-            self.gone.store(true, Ordering::Relaxed);
-            return Err(PortGone { port: port.to_owned(), reason: "its interface was removed".into() });
+        if unbound {
+            self.check_gone(port)?;
         }
         // Drivers answer like that while they are reset, too.
         let down = unbound || *answer == Answer::Down;
@@ -83,7 +91,7 @@ impl Doorbell for RxDoorbell {
     fn ring(&self) -> Result<(), PortGone> {
         match answer(sys::wake_rx(self.socket.fd())) {
             // Whether it is down matters to the transmit side, which finds out for itself.
-            Answer::Unbound => self.socket.note(&Answer::Unbound, &self.port),
+            Answer::Unbound => self.socket.check_gone(&self.port),
             _ => Ok(()),
         }
     }
