@@ -82,3 +82,31 @@ fn namespace_an_overload_is_accounted_for_to_the_packet() {
         assert_eq!(lost, drops, "{sent:?}, received {received}: {report:#}");
     }
 }
+
+#[test]
+fn namespace_stopped_in_a_flood_every_packet_that_the_kernel_gave_us_is_named() {
+    if !can_make_namespaces("namespace_stopped_in_a_flood_every_packet_that_the_kernel_gave_us_is_named") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("report.json");
+    let wire = Wire::new(1500);
+    let forwarder = wire.forward(&["--report", report.to_str().unwrap()]);
+    wire.silence();
+    let generator = wire.left.spawn(|| {
+        let generator = Generator::new("eth0", 64, MacAddress([2, 0, 0, 0, 0, 9])).unwrap();
+        generator.flood(Duration::from_secs(2)).unwrap()
+    });
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(forwarder.end("INT").success());
+    generator.join().unwrap();
+    let report = read_report(&report);
+    assert_books(&report);
+    let port = &report["ports"][0];
+    // What p0's driver gave to the socket was read, or was still on the ring; what the socket refused is not in it.
+    let given = port["extra"]["driver_rx_queue_0_xdp_redirect"].as_u64().unwrap();
+    let named = |reason: &str| port["drops"][reason].as_u64().unwrap_or(0);
+    let read = port["rx_packets"].as_u64().unwrap() + named("rx_invalid_descriptor");
+    assert!(given > 10_000, "{report:#}");
+    assert_eq!(given, read + named("rx_unread"), "{report:#}");
+}
