@@ -7,7 +7,9 @@ use nic::traffic::{Addresses, FrameBuilder};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use std::fs;
 use std::io::{Read, Write};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -221,7 +223,17 @@ fn ctrl_c_ends_a_run_with_its_books_in_order() {
     let report = folder.path().join("report.json");
     let started = Instant::now();
     let mut child = pktgen(&CABLE).args(["--rate", "50k", "--report"]).arg(&report).spawn().unwrap();
-    thread::sleep(Duration::from_millis(600));
+    // Signals are caught before a worker starts.
+    let is_worker =
+        |task: PathBuf| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("worker-"));
+    let tasks =
+        || fs::read_dir(format!("/proc/{}/task", child.id())).unwrap().map(|task| task.unwrap().path());
+    while !tasks().any(is_worker) {
+        assert!(started.elapsed() < Duration::from_secs(10), "no worker starts");
+        thread::sleep(Duration::from_millis(5));
+    }
+    // So long it runs, with traffic.
+    thread::sleep(Duration::from_millis(300));
     assert!(child.try_wait().unwrap().is_none(), "runs until it is told to stop");
     kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).unwrap();
     let run = end(child, started, Some(&report));

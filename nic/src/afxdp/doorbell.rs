@@ -11,6 +11,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+/// While the interface is down, a doorbell is rung this seldom, to see whether it is back.
+pub(super) const TURNS_BETWEEN_TRIES: u32 = 1024;
 /// Calls one ring makes at most: each refused packet ends a call.
 const MAX_CALLS: usize = 64;
 

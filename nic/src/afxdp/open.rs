@@ -85,13 +85,16 @@ impl Opening<'_> {
                 tracing::warn!("{}: no carrier since the XDP program was attached", self.spec.name());
             }
         } else {
-            let why = if up { "has no carrier" } else { "is down" };
-            tracing::warn!(
-                "{}: {} {why}: no packet will pass before that changes (ip link set {} up)",
-                self.spec.name(),
-                self.name,
-                self.name
-            );
+            let (name, interface) = (self.spec.name(), &self.name);
+            if up {
+                tracing::warn!(
+                    "{name}: {interface} has no carrier: no packet will pass before its other end is up or its cable in"
+                );
+            } else {
+                tracing::warn!(
+                    "{name}: {interface} is down: no packet will pass before \"ip link set {interface} up\""
+                );
+            }
         }
         let device = Arc::new(Device {
             _link: link,
@@ -120,7 +123,7 @@ impl Opening<'_> {
     fn failed(&self, what: &str, error: &io::Error) -> PortError {
         let way_out = match error.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => {
-                ": run as root, or grant CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF to the program (setcap)"
+                ": run as root, or \"setcap cap_net_admin,cap_net_raw,cap_bpf,cap_ipc_lock+ep PROGRAM\""
             }
             Some(libc::ENODEV) => ": the interface went away meanwhile: try again when it is back",
             Some(libc::EAFNOSUPPORT) => ": this kernel is built without AF_XDP (CONFIG_XDP_SOCKETS)",
@@ -271,7 +274,7 @@ impl Opening<'_> {
                 self.options.fill_ring()
             ),
             (Step::Register, Some(libc::ENOBUFS)) => {
-                "the kernel will not lock so much packet memory: run as root, raise \"ulimit -l\", or ask for fewer frames".into()
+                "the kernel will not lock so much packet memory: run as root, grant CAP_IPC_LOCK, raise \"ulimit -l\", or ask for fewer frames".into()
             }
             (Step::Bind, Some(libc::EBUSY)) => {
                 format!("queue {queue} of {name} is in use by another AF_XDP socket: end its process, or wait until it has ended")

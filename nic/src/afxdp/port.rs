@@ -57,6 +57,8 @@ impl Port for AfxdpPort {
         if matches!(link, LinkState::Gone(_)) {
             self.queues.iter().for_each(|queue| queue.socket.gone.store(true, Ordering::Relaxed));
         }
+        let down = link == LinkState::Down;
+        self.queues.iter().for_each(|queue| queue.socket.link_down.store(down, Ordering::Relaxed));
         if matches!(link, LinkState::Up { .. }) {
             // A doorbell would find out as well, but with nothing on the ring none is rung.
             self.queues.iter().for_each(|queue| queue.socket.down.store(false, Ordering::Relaxed));

@@ -1,6 +1,7 @@
 //! The receive side: takes filled frames off the receive ring and puts empty ones on the fill ring.
 #![forbid(unsafe_code)]
 
+use super::doorbell::TURNS_BETWEEN_TRIES;
 use super::ledger::Ledger;
 use super::ring::{ConsumerRing, Hostile, ProducerRing};
 use super::socket::{RxSide, Socket, top_up};
@@ -167,6 +168,7 @@ pub(super) struct AfxdpRx {
     receiver: Receiver,
     /// Ring at every turn: the doorbell does the polling.
     busy_poll: bool,
+    turns_down: u32,
     doorbell: Arc<dyn Doorbell>,
     /// Last, so that the rings are unmapped when the socket is closed.
     socket: Arc<Socket>,
@@ -179,7 +181,7 @@ impl AfxdpRx {
         doorbell: Arc<dyn Doorbell>,
         socket: Arc<Socket>,
     ) -> Self {
-        Self { receiver, busy_poll, doorbell, socket }
+        Self { receiver, busy_poll, turns_down: 0, doorbell, socket }
     }
 }
 
@@ -191,7 +193,14 @@ impl RxQueue for AfxdpRx {
 
     #[inline]
     fn needs_doorbell(&mut self) -> bool {
-        (self.busy_poll || self.receiver.fill.needs_wakeup()) && !self.socket.gone.load(Ordering::Relaxed)
+        if !self.busy_poll && !self.receiver.fill.needs_wakeup() || self.socket.gone.load(Ordering::Relaxed) {
+            return false;
+        }
+        if self.socket.link_down.load(Ordering::Relaxed) {
+            self.turns_down = (self.turns_down + 1) % TURNS_BETWEEN_TRIES;
+            return self.turns_down == 0;
+        }
+        true
     }
 
     fn doorbell(&self) -> Option<Arc<dyn Doorbell>> {

@@ -30,6 +30,8 @@ pub(super) struct Socket {
     pub(super) queue: u32,
     /// Whether the NIC itself reads and writes the frames.
     pub(super) zero_copy: bool,
+    /// The interface was seen down by the control core: the receive side is not to be woken at every turn.
+    pub(super) link_down: AtomicBool,
     /// The interface is down: the transmit ring stands still.
     pub(super) down: AtomicBool,
     /// The interface is gone for good.
@@ -192,6 +194,7 @@ impl Socket {
             fd,
             queue: wanted.queue,
             zero_copy,
+            link_down: AtomicBool::new(false),
             down: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             refused: AtomicU64::new(0),

@@ -5,6 +5,7 @@
 //! (their bytes stay in `bytes`: which ones they were, nobody says). What is still on the ring at the end is `tx_unsent`.
 #![forbid(unsafe_code)]
 
+use super::doorbell::TURNS_BETWEEN_TRIES;
 use super::ledger::{Garbage, Ledger};
 use super::ring::{ConsumerRing, Hostile, ProducerRing};
 use super::rx::MAX_SEGMENTS;
@@ -15,10 +16,11 @@ use crate::port::{Doorbell, TxQueue};
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 const ETHERNET_HEADER: usize = 14;
-/// While the interface is down, the doorbell is rung this seldom, to see whether it is back.
-const TURNS_BETWEEN_TRIES: u32 = 1024;
+/// How long a NIC may take at the end for what it has begun.
+const LAST_COMPLETIONS: Duration = Duration::from_millis(50);
 /// Doorbells rung at the end for what is still on the ring.
 const LAST_TRIES: usize = 64;
 
@@ -304,17 +306,28 @@ impl Drop for AfxdpTx {
                 break;
             }
         }
-        self.sender.reclaim(self.socket.refused.load(Ordering::Relaxed));
+        // A NIC reads frames on its own time; in copy mode the doorbell has sent what it took.
+        let deadline = Instant::now() + LAST_COMPLETIONS;
+        loop {
+            self.sender.reclaim(self.socket.refused.load(Ordering::Relaxed));
+            let done = !self.socket.zero_copy || self.sender.ledger.len() == 0;
+            if done || self.socket.gone.load(Ordering::Relaxed) || Instant::now() >= deadline {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let invalid = self.socket.statistics().map_or(0, |statistics| statistics.tx_invalid_descs);
-        self.sender.settle_unsent(invalid, self.socket.refused.load(Ordering::Relaxed));
+        let refused = self.socket.refused.load(Ordering::Relaxed);
+        self.sender.settle_unsent(invalid, refused, !self.socket.zero_copy);
         self.socket.park_tx(mem::replace(&mut self.sender.ledger, Ledger::closed()));
     }
 }
 
 impl Sender {
     /// Says of each packet that has not come back what became of it. The kernel has no say any more in what was not on its
-    /// side of the ring; of the others, it sent all but the `invalid` ones.
-    fn settle_unsent(&mut self, invalid: u64, refused: u64) {
+    /// side of the ring. Of the others it sent all but the `invalid` ones where `taken_is_sent` (copy mode); a NIC that had them
+    /// and did not complete them is stopped before it has sent them.
+    fn settle_unsent(&mut self, invalid: u64, refused: u64, taken_is_sent: bool) {
         let on_ring = self.ring.unconsumed().unwrap_or(0);
         let mut unsent = 0;
         let mut frames = Vec::new();
@@ -334,7 +347,12 @@ impl Sender {
         for (frame, length) in frames {
             drop(self.ledger.enter(frame, length));
         }
-        self.completed += packets.saturating_sub(invalid);
+        let taken = packets.saturating_sub(invalid);
+        if taken_is_sent {
+            self.completed += taken;
+        } else {
+            (unsent, bytes) = (unsent + taken, 0);
+        }
         self.counters.packets.set(self.completed.saturating_sub(refused));
         self.counters.bytes.add(bytes);
         self.counters.drops(DropReason::TxDropped).set(refused);
@@ -473,6 +491,27 @@ mod tests {
         Some(packet)
     }
 
+    #[test]
+    fn what_a_nic_took_and_did_not_complete_is_unsent_and_what_the_kernel_copied_is_sent() {
+        for taken_is_sent in [true, false] {
+            let pool = pool();
+            let (mut kernel, mut sender) = Kernel::new(&pool);
+            let mut batch = Batch::new();
+            (0..10).for_each(|_| batch.push(pool.allocate(60).unwrap()).unwrap());
+            sender.send(&mut batch);
+            kernel.consume(7, 256);
+            kernel.complete(4);
+            sender.reclaim(0);
+            sender.settle_unsent(0, 0, taken_is_sent);
+            let counters = sender.counters.clone();
+            let unsent = counters.drops(DropReason::TxUnsent).get();
+            let (sent, lost) = if taken_is_sent { (7, 3) } else { (4, 6) };
+            assert_eq!((counters.packets.get(), counters.bytes.get(), unsent), (sent, sent * 60, lost));
+            drop(sender);
+            assert_eq!(pool.audit().held, 0);
+        }
+    }
+
     proptest! {
         #[test]
         fn every_packet_is_sent_or_dropped_by_name_and_every_frame_comes_back(
@@ -501,7 +540,7 @@ mod tests {
             let left = batch.len() as u64;
             batch.clear();
             // What the kernel has not looked at is unsent; what it has is sent, given back or not.
-            sender.settle_unsent(0, 0);
+            sender.settle_unsent(0, 0, true);
             let dropped: u64 = counters.all_drops().map(|(_, count)| count).sum();
             prop_assert_eq!(offered, counters.packets.get() + dropped + left);
             // A packet of which the kernel has seen a part is not sent.
@@ -549,7 +588,7 @@ mod tests {
                 }
                 sender.reclaim(0);
             }
-            sender.settle_unsent(0, 0);
+            sender.settle_unsent(0, 0, true);
             drop(sender);
             let audit = pool.audit();
             prop_assert_eq!((audit.held, audit.duplicated), (0, 0));

@@ -146,6 +146,20 @@ impl Batch {
         self.len = len - count;
     }
 
+    /// Moves the packets that `wanted` refuses to the end of `others`, as many as there is room for, and keeps the order
+    /// of both.
+    pub fn partition(&mut self, others: &mut Batch, mut wanted: impl FnMut(&mut Packet) -> bool) {
+        let mut kept = Batch::new();
+        self.drain_front(self.len, |mut packet| {
+            let packet = if wanted(&mut packet) { Err(packet) } else { others.push(packet) };
+            if let Err(packet) = packet {
+                // It came out of a batch of the same size.
+                drop(kept.push(packet));
+            }
+        });
+        self.append(&mut kept);
+    }
+
     /// Takes the packet at `index` out; the last one takes its place.
     pub fn swap_remove(&mut self, index: usize) -> Option<Packet> {
         if index >= self.len {

@@ -437,6 +437,21 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_is_parted_in_order() {
+        let pool = pool(128);
+        let (mut batch, mut others) = (Batch::new(), Batch::new());
+        for length in 0..60 {
+            batch.push(pool.allocate(length).unwrap()).unwrap();
+        }
+        batch.partition(&mut others, |packet| packet.len() % 3 != 0);
+        let lengths = |batch: &Batch| batch.iter().map(Packet::len).collect::<Vec<_>>();
+        assert_eq!(lengths(&batch), (0..60).filter(|length| length % 3 != 0).collect::<Vec<_>>());
+        assert_eq!(lengths(&others), (0..60).step_by(3).collect::<Vec<_>>());
+        drop((batch, others));
+        assert_whole(&pool);
+    }
+
+    #[test]
     fn bad_numbers_are_refused_in_words() {
         let refuse = |config: PoolConfig| Pool::new(&config).err().unwrap().to_string();
         assert!(refuse(PoolConfig { frame_size: 3000, ..PoolConfig::default() }).contains("2048 or 4096"));
