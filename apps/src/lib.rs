@@ -35,7 +35,8 @@ pub fn run<Args: Parser>(main: impl FnOnce(Args) -> anyhow::Result<()>) -> ExitC
     match main(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // The words of an error hold those of its cause.
+            eprintln!("error: {error}");
             ExitCode::from(error.downcast_ref::<dataplane::Error>().map_or(1, dataplane::Error::exit_status))
         }
     }

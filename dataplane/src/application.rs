@@ -9,6 +9,9 @@ use std::sync::Arc;
 pub trait Application: Send {
     /// Handles packets that came in by `from`. What is left in `packets` afterwards is dropped as `application`.
     ///
+    /// A packet that is taken out of the batch must go to `out`: to a port, or to [`Outputs::discard_one`]. One that is merely
+    /// dropped is freed and counted nowhere.
+    ///
     /// Runs on the hot path: no allocation, no lock, no system call.
     fn process(&mut self, packets: &mut Batch, from: PortId, out: &mut Outputs);
 

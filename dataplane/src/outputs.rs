@@ -112,6 +112,13 @@ impl Outputs {
         packets.clear();
     }
 
+    /// Drops one packet, counted under this reason at the port that the batch in hand came in by.
+    #[inline]
+    pub fn discard_one(&mut self, packet: Packet, reason: DropReason) {
+        self.blame_source(reason, 1);
+        drop(packet);
+    }
+
     #[cold]
     fn drop_unsent(&mut self, to: PortId, packets: &mut Batch) {
         match self.queues.get(usize::from(to.0)) {

@@ -44,6 +44,14 @@ impl Plan {
                 u16::MAX
             )));
         }
+        for (index, spec) in specs.iter().enumerate().filter(|(_, spec)| spec.driver() == "afxdp") {
+            if let Some(first) = specs[..index].iter().position(|other| other.name() == spec.name()) {
+                return Err(Error::Configuration(format!(
+                    "ports {first} and {index} are both {}: give each interface once (queues=N for more of its queues)",
+                    spec.name()
+                )));
+            }
+        }
         let ports = specs
             .into_iter()
             .map(|spec| drivers::check(&spec).map(|plan| (spec, plan)))

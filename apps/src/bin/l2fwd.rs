@@ -10,14 +10,14 @@ use nic::{Batch, MacAddress, PortId};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Forwards packets between pairs of ports
+/// Forwards packets between pairs of ports; without --port, for 10 s between two in-memory generators
 #[derive(Parser)]
 #[command(version, after_help = nic::drivers::help())]
 struct Args {
     #[command(flatten)]
     dataplane: DataplaneArgs,
 
-    /// Pairs of ports that forward to each other, such as "(0,1)(2,3)" [default: neighbours]
+    /// Pairs of ports that forward to each other, such as "(0,1)(2,3)" [default: neighbours; a last odd port with itself]
     #[arg(long, value_name = "PAIRS", help_heading = "Forwarding")]
     portmap: Option<String>,
 
@@ -62,6 +62,14 @@ fn main() -> ExitCode {
         let plan = Plan::check(&args.dataplane)?;
         let portmap = PortMap::new(args.portmap.as_deref(), plan.port_count())?;
         let dataplane = plan.routes(|from| portmap[from]).open()?;
+        for port in dataplane.ports() {
+            match portmap[port.id] {
+                to if to == port.id => {
+                    tracing::warn!("port {to} has no partner: it sends back what it receives")
+                }
+                to => tracing::info!("port {} forwards to port {to}", port.id),
+            }
+        }
         dataplane.run(|worker| L2Fwd::new(worker, &portmap, !args.no_mac_updating))?;
         Ok(())
     })

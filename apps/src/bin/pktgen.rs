@@ -4,7 +4,7 @@
 //! joins them. When everything has been sent it waits for stragglers, until nothing has come for 200 ms, at most for 2 s.
 #![forbid(unsafe_code)]
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use apps::pktgen::{Pktgen, Results, Senders, Traffic};
 use clap::{ArgGroup, Parser};
 use dataplane::{DataplaneArgs, Error, Plan, PortMap, Report};
@@ -87,7 +87,8 @@ struct FullReport<'a> {
 
 fn write_report(path: &Path, report: &FullReport<'_>) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(report)?;
-    std::fs::write(path, text + "\n").with_context(|| format!("cannot write the report {}", path.display()))
+    let written = std::fs::write(path, text + "\n");
+    written.map_err(|source| Error::Report { path: path.display().to_string(), source }.into())
 }
 
 fn main() -> ExitCode {
