@@ -116,6 +116,26 @@ fn namespace_ten_kills_under_traffic_leave_nothing() {
 }
 
 #[test]
+fn namespace_channels_are_changed_on_request_and_put_back() {
+    let Some(_turn) = alone("namespace_channels_are_changed_on_request_and_put_back") else { return };
+    let namespace = Namespace::new();
+    let queues = ["numtxqueues", "2", "numrxqueues", "2"];
+    namespace.ip(&[&["link", "add", "p0"], &queues[..], &["type", "veth", "peer", "name", "q0"]].concat());
+    for interface in ["p0", "q0"] {
+        namespace.ip(&["link", "set", interface, "up"]);
+    }
+    namespace.run("ethtool", &["-L", "p0", "rx", "1", "tx", "1"]);
+    let channels = || namespace.run("ethtool", &["-l", "p0"]);
+    let before = channels();
+    let port = ["--port", "afxdp:p0?channels=2&queues=2", "--port", "mem:sink"];
+    let forwarder = Forwarder::start(&namespace, &port);
+    forwarder.wait_until_open(2);
+    assert_ne!(channels(), before);
+    assert!(forwarder.end("INT").success());
+    assert_eq!(channels(), before);
+}
+
+#[test]
 fn namespace_a_second_forwarder_on_the_same_interface_is_refused_in_words() {
     let Some(_turn) = alone("namespace_a_second_forwarder_on_the_same_interface_is_refused_in_words") else {
         return;

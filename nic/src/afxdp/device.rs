@@ -10,6 +10,7 @@ use super::program::Program;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
 
 /// An interface with our program on it.
 pub(super) struct Device {
@@ -31,9 +32,20 @@ pub(super) struct ChannelsBefore {
     pub(super) before: Channels,
 }
 
+/// How long the kernel may take to let go of closed sockets: until then it refuses to take their queues away.
+const RESTORE_LIMIT: Duration = Duration::from_secs(1);
+
 impl Drop for ChannelsBefore {
     fn drop(&mut self) {
-        if let Err(error) = self.interface.restore_channels(self.before) {
+        let deadline = Instant::now() + RESTORE_LIMIT;
+        let restored = loop {
+            let restored = self.interface.restore_channels(self.before);
+            if restored.is_ok() || Instant::now() >= deadline {
+                break restored;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        if let Err(error) = restored {
             let name = self.interface.name().unwrap_or_else(|_| "the interface".into());
             let Channels { combined, rx, tx, .. } = self.before;
             tracing::warn!(
