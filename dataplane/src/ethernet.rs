@@ -3,9 +3,6 @@
 
 use nic::{MacAddress, Packet};
 
-/// Bytes of destination, source and type.
-pub const HEADER_LEN: usize = 14;
-
 /// A destination and a source address, laid out as on the wire: writing both is two stores and not twelve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses([u8; 12]);

@@ -12,9 +12,24 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// While the interface is down, a doorbell is rung this seldom, to see whether it is back.
-pub(super) const TURNS_BETWEEN_TRIES: u32 = 1024;
+const TURNS_BETWEEN_TRIES: u32 = 1024;
 /// Calls one ring makes at most: each refused packet ends a call.
 const MAX_CALLS: usize = 64;
+
+/// Keeps a queue whose interface is down from ringing at every loop turn.
+#[derive(Default)]
+pub(super) struct Brake(u32);
+
+impl Brake {
+    /// Whether the doorbell is to be rung at this turn.
+    #[inline]
+    pub(super) fn lets_ring(&mut self, down: bool) -> bool {
+        if down {
+            self.0 = (self.0 + 1) % TURNS_BETWEEN_TRIES;
+        }
+        !down || self.0 == 0
+    }
+}
 
 /// Wakes the transmit side.
 pub(super) struct TxDoorbell {

@@ -1,7 +1,7 @@
 //! The receive side: takes filled frames off the receive ring and puts empty ones on the fill ring.
 #![forbid(unsafe_code)]
 
-use super::doorbell::TURNS_BETWEEN_TRIES;
+use super::doorbell::Brake;
 use super::ledger::Ledger;
 use super::ring::{ConsumerRing, Hostile, ProducerRing};
 use super::socket::{RxSide, Socket, top_up};
@@ -168,7 +168,7 @@ pub(super) struct AfxdpRx {
     receiver: Receiver,
     /// Ring at every turn: the doorbell does the polling.
     busy_poll: bool,
-    turns_down: u32,
+    brake: Brake,
     doorbell: Arc<dyn Doorbell>,
     /// Last, so that the rings are unmapped when the socket is closed.
     socket: Arc<Socket>,
@@ -181,7 +181,7 @@ impl AfxdpRx {
         doorbell: Arc<dyn Doorbell>,
         socket: Arc<Socket>,
     ) -> Self {
-        Self { receiver, busy_poll, turns_down: 0, doorbell, socket }
+        Self { receiver, busy_poll, brake: Brake::default(), doorbell, socket }
     }
 }
 
@@ -196,11 +196,7 @@ impl RxQueue for AfxdpRx {
         if !self.busy_poll && !self.receiver.fill.needs_wakeup() || self.socket.gone.load(Ordering::Relaxed) {
             return false;
         }
-        if self.socket.link_down.load(Ordering::Relaxed) {
-            self.turns_down = (self.turns_down + 1) % TURNS_BETWEEN_TRIES;
-            return self.turns_down == 0;
-        }
-        true
+        self.brake.lets_ring(self.socket.link_down.load(Ordering::Relaxed))
     }
 
     fn doorbell(&self) -> Option<Arc<dyn Doorbell>> {

@@ -5,7 +5,7 @@
 //! (their bytes stay in `bytes`: which ones they were, nobody says). What is still on the ring at the end is `tx_unsent`.
 #![forbid(unsafe_code)]
 
-use super::doorbell::TURNS_BETWEEN_TRIES;
+use super::doorbell::Brake;
 use super::ledger::{Garbage, Ledger};
 use super::ring::{ConsumerRing, Hostile, ProducerRing};
 use super::rx::MAX_SEGMENTS;
@@ -246,7 +246,7 @@ fn vlan_bytes(data: &[u8]) -> usize {
 /// The transmit queue.
 pub(super) struct AfxdpTx {
     sender: Sender,
-    turns_down: u32,
+    brake: Brake,
     doorbell: Arc<dyn Doorbell>,
     /// Last, so that the rings are unmapped when the socket is closed.
     socket: Arc<Socket>,
@@ -254,7 +254,7 @@ pub(super) struct AfxdpTx {
 
 impl AfxdpTx {
     pub(super) fn new(sender: Sender, doorbell: Arc<dyn Doorbell>, socket: Arc<Socket>) -> Self {
-        Self { sender, turns_down: 0, doorbell, socket }
+        Self { sender, brake: Brake::default(), doorbell, socket }
     }
 }
 
@@ -282,11 +282,7 @@ impl TxQueue for AfxdpTx {
         if !stands || self.socket.gone.load(Ordering::Relaxed) {
             return false;
         }
-        if self.socket.down.load(Ordering::Relaxed) {
-            self.turns_down = (self.turns_down + 1) % TURNS_BETWEEN_TRIES;
-            return self.turns_down == 0;
-        }
-        true
+        self.brake.lets_ring(self.socket.down.load(Ordering::Relaxed))
     }
 
     fn doorbell(&self) -> Option<Arc<dyn Doorbell>> {

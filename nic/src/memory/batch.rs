@@ -160,16 +160,6 @@ impl Batch {
         self.append(&mut kept);
     }
 
-    /// Takes the packet at `index` out; the last one takes its place.
-    pub fn swap_remove(&mut self, index: usize) -> Option<Packet> {
-        if index >= self.len {
-            return None;
-        }
-        let last = self.len - 1;
-        self.packets.swap(index, last);
-        self.pop()
-    }
-
     /// Frees the last packets until `len` are left.
     pub fn truncate(&mut self, len: usize) {
         while self.len > len {
