@@ -2,8 +2,8 @@
 # Runs every test of the project: format, lints, docs, unit and property tests, loom, tests in network namespaces, the
 # release build, and the demo. See "Testing" in CONTRIBUTING.md.
 #
-#   ./test.sh           everything; property tests, floods and start/stop campaigns for some ten seconds each
-#   ./test.sh --long    the same campaigns with fifty times the cases and many times the rounds
+#   ./test.sh           everything; every property test for 10 s, floods, starts and kills for about as long
+#   ./test.sh --long    every property test for 60 s, and many times the rounds of floods, starts and kills
 #
 # Exit status: 0 when all passed, 1 when something failed, 2 for a wrong command line or a missing toolchain.
 set -u
@@ -19,13 +19,9 @@ for argument in "$@"; do
     *) echo "test.sh: unknown option \"$argument\"" >&2 && usage >&2 && exit 2 ;;
     esac
 done
-# Cases of a property test; ISOPLANE_LONG is for tests that count rounds.
-if [[ $long ]]; then
-    export ISOPLANE_LONG=1 PROPTEST_CASES=100000
-else
-    unset ISOPLANE_LONG
-    export PROPTEST_CASES=2000
-fi
+# For tests that count rounds.
+if [[ $long ]]; then export ISOPLANE_LONG=1; else unset ISOPLANE_LONG; fi
+campaign_seconds=$((long ? 60 : 10))
 
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
 export CARGO_TERM_COLOR=never
@@ -292,8 +288,34 @@ namespace_tests() {
     cargo test --locked --workspace --tests --no-fail-fast -- namespace_ --test-threads=1 --nocapture
 }
 
-export logs root
-export -f has lints loom namespace_tests host_state nothing_left_behind smoke
+# The property tests, by their names' beginning, one after the other on each CPU.
+campaigns() {
+    local binaries list=$logs/campaigns.txt
+    binaries=$(cargo test --locked --workspace --no-run --message-format=json) || return
+    binaries=$(jq -r 'select(.profile.test and .executable) | "\(.executable) \(.manifest_path)"' <<<"$binaries")
+    while read -r binary manifest; do
+        "$binary" --list --format terse | sed -nE "s|(.*property_.*): test\$|$binary $(dirname "$manifest") \1|p"
+    done <<<"$binaries" >"$list"
+    xargs -L 1 -P "$(nproc)" bash -uc 'campaign "$@"' campaign <"$list"
+}
+
+# Runs one test again and again, each time on other random input.
+campaign() {
+    local binary=$1 folder=$2 test=$3 rounds=0 log
+    log=$logs/campaign-${test//:/_}.log
+    cd "$folder" || return
+    while ((SECONDS < campaign_seconds)); do
+        if ! PROPTEST_CASES=500 "$binary" --exact "$test" >"$log" 2>&1; then
+            cat "$log"
+            return 1
+        fi
+        rounds=$((rounds + 1))
+    done
+    echo "test result: ok. 1 passed; 0 failed; $test: $((500 * rounds)) cases"
+}
+
+export logs root campaign_seconds
+export -f has lints campaign campaigns loom namespace_tests host_state nothing_left_behind smoke
 
 # A function, so that bash has read the whole file before it begins: it may be edited meanwhile.
 main() {
@@ -302,7 +324,8 @@ main() {
     stage "format" 2 cargo fmt --all --check
     stage "lints" 15 lints
     stage "docs" 10 env RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
-    stage "unit tests" $((long ? 120 : 15)) cargo test --locked --workspace --no-fail-fast -- --skip namespace_ --show-output
+    stage "unit tests" 15 cargo test --locked --workspace --no-fail-fast -- --skip namespace_ --show-output
+    stage "property tests" $((long ? 60 : 10)) campaigns
     stage "loom" 15 loom
     host_state >"$logs/host-before.txt"
     stage "namespace tests" $((long ? 120 : 15)) namespace_tests

@@ -178,7 +178,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_read_or_refused(text in "\\PC{0,40}") {
+        fn property_any_text_is_read_or_refused(text in "\\PC{0,40}") {
             if let Ok(spec) = text.parse::<PortSpec>() {
                 prop_assert_eq!(spec.to_string(), text);
             }

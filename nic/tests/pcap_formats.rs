@@ -274,7 +274,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn what_is_written_is_read_back(
+    fn property_what_is_written_is_read_back(
         packets in prop::collection::vec((any::<u64>(), prop::collection::vec(any::<u8>(), 0..3000)), 0..20)
     ) {
         let mut writer = Writer::new(Vec::new()).unwrap();
@@ -286,7 +286,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_survived(magic in 0..6_usize, mut bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn property_any_bytes_are_survived(magic in 0..6_usize, mut bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let magics = [0xA1B2_C3D4, 0xD4C3_B2A1, 0xA1B2_3C4D, 0x4D3C_B2A1, 0x0A0D_0D0A_u32];
         if let (Some(start), Some(magic)) = (bytes.first_chunk_mut(), magics.get(magic)) {
             *start = magic.to_be_bytes();
@@ -295,7 +295,7 @@ proptest! {
     }
 
     #[test]
-    fn damaged_captures_are_survived(
+    fn property_damaged_captures_are_survived(
         mut bytes in any_capture(),
         damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
         cut in any::<prop::sample::Index>(),

@@ -8,16 +8,16 @@ pub(crate) const BPF_PROG_TEST_RUN: u32 = 10;
 pub(crate) const BPF_LINK_CREATE: u32 = 28;
 
 pub(crate) const BPF_MAP_TYPE_ARRAY: u32 = 2;
+pub(crate) const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 pub(crate) const BPF_PROG_TYPE_XDP: u32 = 6;
-/// The attach type of `BPF_LINK_CREATE`.
-pub(crate) const BPF_XDP: u32 = 37;
-pub(crate) const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
-/// The program copes with frames in several buffers: needed where the MTU is above a page.
-pub(crate) const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
+/// The attach type of `BPF_LINK_CREATE` for a `BPF_PROG_TYPE_SCHED_CLS` program on what an interface receives; Linux 6.6.
+pub(crate) const BPF_TCX_INGRESS: u32 = 46;
 pub(crate) const BPF_F_TEST_XDP_LIVE_FRAMES: u32 = 1 << 1;
 
 pub(crate) const XDP_DROP: i32 = 1;
-pub(crate) const XDP_PASS: i32 = 2;
+/// Let the next program decide, or the kernel's stack.
+pub(crate) const TCX_NEXT: i32 = -1;
+pub(crate) const TCX_DROP: i32 = 2;
 /// `bpf_ktime_get_ns()`, a helper function.
 pub(crate) const FUNC_KTIME_GET_NS: i32 = 5;
 /// `bpf_redirect(ifindex, flags)`, a helper function.

@@ -77,7 +77,7 @@ impl Generator {
     fn run(&self, pace: Option<Pace>, duration: Duration) -> Result<Sent, XdpError> {
         let array = sys::create_array::<GENERATOR_NUMBERS>().map_err(XdpError::Load)?;
         let instructions = program::generator(array.as_raw_fd(), self.ifindex.cast_signed(), pace);
-        let program = sys::load(&instructions, 0).map_err(XdpError::Load)?;
+        let program = sys::load(&instructions, abi::BPF_PROG_TYPE_XDP).map_err(XdpError::Load)?;
         let refused = |source| XdpError::Run { interface: self.interface.clone(), source };
         let alarm = sys::Alarm::new().map_err(refused)?;
         let limit = if pace.is_some() { duration * 2 + Duration::from_secs(1) } else { duration };

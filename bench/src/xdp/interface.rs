@@ -24,11 +24,11 @@ pub enum XdpError {
         duration: std::time::Duration,
     },
     /// The kernel refused a program.
-    #[error("cannot load an XDP program: run as root, or with CAP_BPF and CAP_NET_ADMIN ({0})")]
+    #[error("cannot load a BPF program: run as root, or with CAP_BPF and CAP_NET_ADMIN ({0})")]
     Load(io::Error),
     /// The kernel refused to attach one.
     #[error(
-        "{interface}: cannot attach an XDP program: \"ip link set {interface} xdp off\" removes another one; the driver must have native XDP ({source})"
+        "{interface}: cannot attach a program that counts what comes in: it takes Linux 6.6 and CAP_NET_ADMIN ({source})"
     )]
     Attach {
         /// The interface.

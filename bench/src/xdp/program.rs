@@ -1,7 +1,7 @@
 //! The programs, as BPF instructions (`Documentation/bpf/standardization/instruction-set.rst`).
 #![forbid(unsafe_code)]
 
-use super::abi::{FUNC_KTIME_GET_NS, FUNC_REDIRECT, Instruction, XDP_DROP, XDP_PASS};
+use super::abi::{FUNC_KTIME_GET_NS, FUNC_REDIRECT, Instruction, TCX_DROP, TCX_NEXT, XDP_DROP};
 use std::net::Ipv4Addr;
 
 /// Where generated packets go: the second address of the network that RFC 2544 sets aside for benchmarks.
@@ -146,8 +146,8 @@ pub(crate) fn sink(array: i32) -> Vec<Instruction> {
     let destination = i32::from_ne_bytes(DESTINATION.octets());
     // Each of the three tests skips what is left of them, then the six instructions that count and drop.
     let mut program = vec![
-        load_u32(3, 1, 4), // xdp_md.data_end
-        load_u32(2, 1, 0), // xdp_md.data
+        load_u32(3, 1, 80), // __sk_buff.data_end
+        load_u32(2, 1, 76), // __sk_buff.data
         copy(4, 2),
         add_immediate(4, HEADERS_BYTES),
         jump_if_greater(4, 3, 4 + 6),
@@ -157,8 +157,8 @@ pub(crate) fn sink(array: i32) -> Vec<Instruction> {
         jump_unless_equal(5, destination, 6),
     ];
     program.extend(count(array, 0));
-    program.extend([load_immediate(0, XDP_DROP), exit()]);
+    program.extend([load_immediate(0, TCX_DROP), exit()]);
     program.extend(count(array, 1));
-    program.extend([load_immediate(0, XDP_PASS), exit()]);
+    program.extend([load_immediate(0, TCX_NEXT), exit()]);
     program
 }

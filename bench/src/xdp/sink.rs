@@ -1,4 +1,7 @@
-//! The receiving end: counts generated packets and drops them in the driver.
+//! The receiving end: counts generated packets and drops them before the kernel's stack.
+//!
+//! A program at the traffic-control hook (tcx), not an XDP program: what a veth receives is worked on by the CPU that sends,
+//! which is the forwarder's, and native XDP there copies each packet into a page first. That would be charged to the forwarder.
 #![forbid(unsafe_code)]
 
 use super::interface::{self, XdpError};
@@ -25,13 +28,13 @@ pub struct Received {
 }
 
 impl Sink {
-    /// Attaches to an interface, in native mode.
+    /// Attaches to an interface.
     pub fn attach(interface: &str) -> Result<Self, XdpError> {
         let ifindex = interface::index(interface)?;
         let array = sys::create_array::<2>().map_err(XdpError::Load)?;
-        let program =
-            sys::load(&program::sink(array.as_raw_fd()), abi::BPF_F_XDP_HAS_FRAGS).map_err(XdpError::Load)?;
-        let link = sys::attach(program.as_fd(), ifindex, abi::BPF_XDP, abi::XDP_FLAGS_DRV_MODE)
+        let program = sys::load(&program::sink(array.as_raw_fd()), abi::BPF_PROG_TYPE_SCHED_CLS)
+            .map_err(XdpError::Load)?;
+        let link = sys::attach(program.as_fd(), ifindex, abi::BPF_TCX_INGRESS)
             .map_err(|source| XdpError::Attach { interface: interface.to_owned(), source })?;
         Ok(Self { array, _link: link })
     }

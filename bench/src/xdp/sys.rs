@@ -3,7 +3,7 @@
 
 use super::abi::{
     BPF_LINK_CREATE, BPF_MAP_CREATE, BPF_MAP_LOOKUP_ELEM, BPF_MAP_TYPE_ARRAY, BPF_PROG_LOAD,
-    BPF_PROG_TEST_RUN, BPF_PROG_TYPE_XDP, Instruction, LinkCreate, MapCreate, MapLookup, ProgLoad, TestRun,
+    BPF_PROG_TEST_RUN, Instruction, LinkCreate, MapCreate, MapLookup, ProgLoad, TestRun,
 };
 use std::io;
 use std::mem::{self, size_of};
@@ -58,15 +58,14 @@ pub(crate) fn read_array<const N: usize>(array: BorrowedFd<'_>) -> io::Result<[u
     Ok(value)
 }
 
-/// Loads an XDP program.
-pub(crate) fn load(program: &[Instruction], flags: u32) -> io::Result<OwnedFd> {
+/// Loads a program.
+pub(crate) fn load(program: &[Instruction], prog_type: u32) -> io::Result<OwnedFd> {
     let license = c"Dual MIT/GPL";
     let mut attr = ProgLoad {
-        prog_type: BPF_PROG_TYPE_XDP,
+        prog_type,
         insn_cnt: program.len() as u32,
         insns: program.as_ptr() as u64,
         license: license.as_ptr() as u64,
-        prog_flags: flags,
         ..Default::default()
     };
     // SAFETY: the instructions, as many as counted, and the NUL-terminated license outlive the call.
@@ -74,13 +73,8 @@ pub(crate) fn load(program: &[Instruction], flags: u32) -> io::Result<OwnedFd> {
 }
 
 /// Attaches a program to an interface, for as long as the descriptor given back is open.
-pub(crate) fn attach(
-    program: BorrowedFd<'_>,
-    ifindex: u32,
-    attach_type: u32,
-    flags: u32,
-) -> io::Result<OwnedFd> {
-    let mut attr = LinkCreate { prog_fd: number(program), target_ifindex: ifindex, attach_type, flags };
+pub(crate) fn attach(program: BorrowedFd<'_>, ifindex: u32, attach_type: u32) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreate { prog_fd: number(program), target_ifindex: ifindex, attach_type, flags: 0 };
     // SAFETY: this command has no addresses in it.
     unsafe { bpf_fd(BPF_LINK_CREATE, &mut attr) }
 }

@@ -69,7 +69,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn counts_agree_with_numbers_that_never_wrap(
+        fn property_counts_agree_with_numbers_that_never_wrap(
             shift in 0_u32..13,
             start in prop_oneof![any::<u32>(), u32::MAX - 70..=u32::MAX],
             steps in proptest::collection::vec((any::<bool>(), 0_u64..5000), 1..200),
@@ -104,7 +104,7 @@ mod tests {
         }
 
         #[test]
-        fn a_hostile_index_is_refused_or_within_the_ring(shift in 0_u32..32, ours: u32, theirs: u32, ahead: u32) {
+        fn property_a_hostile_index_is_refused_or_within_the_ring(shift in 0_u32..32, ours: u32, theirs: u32, ahead: u32) {
             let index = Index::new(1 << shift, ours).unwrap();
             for count in [index.filled(theirs), index.unconsumed(theirs)].into_iter().flatten() {
                 prop_assert!(count <= 1 << shift);

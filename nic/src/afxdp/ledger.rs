@@ -105,7 +105,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn only_what_was_entered_comes_back_and_once(
+        fn property_only_what_was_entered_comes_back_and_once(
             entered in 1_usize..64,
             addresses in proptest::collection::vec(
                 prop_oneof![any::<u64>(), 0_u64..1 << 18], 0..300),

@@ -50,7 +50,7 @@ pub(crate) const DRIVER: Driver = Driver {
             "the first queues of an interface; zero-copy and native XDP where the driver can",
         ),
         (
-            "afxdp:IFACE?rx_ring=2048&tx_ring=2048&frame=2048|4096&multibuffer=auto|on|off",
+            "afxdp:IFACE?rx_ring=8192&tx_ring=2048&frame=2048|4096&multibuffer=auto|on|off",
             "ring sizes, frame size, and packets in several frames (jumbo)",
         ),
         (

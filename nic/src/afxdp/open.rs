@@ -274,7 +274,7 @@ impl Opening<'_> {
                 self.options.fill_ring()
             ),
             (Step::Register, Some(libc::ENOBUFS)) => {
-                "the kernel will not lock so much packet memory: run as root, grant CAP_IPC_LOCK, raise \"ulimit -l\", or ask for fewer frames".into()
+                "the kernel will not lock so much packet memory: run as root, grant CAP_IPC_LOCK, raise \"ulimit -l\", or pass rx_ring=512".into()
             }
             (Step::Bind, Some(libc::EBUSY)) => {
                 format!("queue {queue} of {name} is in use by another AF_XDP socket: end its process, or wait until it has ended")

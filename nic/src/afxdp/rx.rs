@@ -304,7 +304,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn all_that_the_kernel_receives_comes_out_in_order(steps in proptest::collection::vec(honest(), 1..200)) {
+        fn property_all_that_the_kernel_receives_comes_out_in_order(steps in proptest::collection::vec(honest(), 1..200)) {
             let pool = pool();
             let (mut kernel, mut receiver) = Kernel::new(&pool);
             let (mut wanted, mut got) = (Vec::new(), Vec::new());
@@ -337,7 +337,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_the_kernel_writes_no_frame_is_used_twice_or_lost(
+        fn property_whatever_the_kernel_writes_no_frame_is_used_twice_or_lost(
             steps in proptest::collection::vec(any_step(), 1..200),
         ) {
             let pool = pool();

@@ -510,7 +510,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_packet_is_sent_or_dropped_by_name_and_every_frame_comes_back(
+        fn property_every_packet_is_sent_or_dropped_by_name_and_every_frame_comes_back(
             steps in proptest::collection::vec(honest(), 1..150),
         ) {
             let (pool, other) = (pool(), pool());
@@ -549,7 +549,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_the_kernel_writes_no_frame_is_freed_twice_or_lost(
+        fn property_whatever_the_kernel_writes_no_frame_is_freed_twice_or_lost(
             steps in proptest::collection::vec(any_step(), 1..150),
         ) {
             let pool = pool();

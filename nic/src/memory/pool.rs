@@ -488,7 +488,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn editing_a_packet_is_editing_its_bytes(edits in edits()) {
+        fn property_editing_a_packet_is_editing_its_bytes(edits in edits()) {
             let pool = pool(64);
             let mut packet = pool.allocate(100).unwrap();
             packet.data_mut().fill(7);
@@ -527,7 +527,7 @@ mod tests {
         }
 
         #[test]
-        fn a_chain_is_its_segments(lengths in proptest::collection::vec(0..1500_usize, 1..7)) {
+        fn property_a_chain_is_its_segments(lengths in proptest::collection::vec(0..1500_usize, 1..7)) {
             let pool = pool(64);
             let mut model = Vec::new();
             let mut parts = lengths.iter().enumerate().map(|(mark, length)| {

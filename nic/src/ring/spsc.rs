@@ -356,7 +356,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_a_queue(capacity in 1..40_usize, start: usize, near_the_end: bool, steps in steps()) {
+        fn property_it_is_a_queue(capacity in 1..40_usize, start: usize, near_the_end: bool, steps in steps()) {
             let start = if near_the_end { usize::MAX - start % 64 } else { start };
             let (mut producer, mut consumer) = starting_at::<u64>(capacity, start);
             let room = capacity.next_power_of_two();
@@ -391,7 +391,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_inside_is_dropped_once(pushes in 0..20_usize, pops in 0..20_usize, producer_first: bool) {
+        fn property_what_is_inside_is_dropped_once(pushes in 0..20_usize, pops in 0..20_usize, producer_first: bool) {
             /// Counts itself; sent to no other thread here.
             struct Item(#[allow(dead_code)] Rc<()>);
             // SAFETY: for this test alone, which has one thread.

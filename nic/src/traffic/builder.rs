@@ -151,7 +151,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_packet_is_well_formed_and_reads_back(
+        fn property_every_packet_is_well_formed_and_reads_back(
             packets in proptest::collection::vec((MIN_SIZE..=MAX_SIZE, 0..MAX_FLOWS, 0..u64::MAX), 1..8),
             udp_checksum: bool,
         ) {
@@ -168,7 +168,7 @@ mod tests {
         }
 
         #[test]
-        fn every_bit_flipped_behind_the_addresses_shows(
+        fn property_every_bit_flipped_behind_the_addresses_shows(
             size in MIN_SIZE..200, flow in 0..MAX_FLOWS, sequence in 0..u64::MAX, udp_checksum: bool,
         ) {
             // With and without a UDP checksum: two packets that are both whole.
@@ -188,7 +188,7 @@ mod tests {
         }
 
         #[test]
-        fn a_chain_holds_the_same_bytes(
+        fn property_a_chain_holds_the_same_bytes(
             size in MIN_SIZE..=MAX_SIZE, first in 54_usize..3000, step in 1_usize..3000, sequence: u64,
         ) {
             let sequence = sequence >> 1;
@@ -212,7 +212,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+        fn property_any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             prop_assert!(read(&bytes).is_err());
             prop_assert!(read_segments(bytes.chunks(7), bytes.len()).is_err());
         }

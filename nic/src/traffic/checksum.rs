@@ -58,7 +58,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_sum_is_that_of_the_rfc(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+        fn property_the_sum_is_that_of_the_rfc(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
             prop_assert_eq!(finish(add(0, &bytes)).to_ne_bytes(), plain(&bytes).to_be_bytes());
         }
     }

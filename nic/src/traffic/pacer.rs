@@ -47,7 +47,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_mean_is_kept_whenever_it_is_asked(
+        fn property_the_mean_is_kept_whenever_it_is_asked(
             rate_pps in 1..50_000_000_u64,
             gaps_tsc in proptest::collection::vec(0..3_000_000_u64, 1..200),
             most in 1..64_usize,

@@ -394,12 +394,12 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn the_books_agree_with_the_whole_list(arrivals in arrivals(4 * WINDOW)) {
+        fn property_the_books_agree_with_the_whole_list(arrivals in arrivals(4 * WINDOW)) {
             check(&arrivals)?;
         }
 
         #[test]
-        fn within_the_window_they_are_exact(arrivals in arrivals(WINDOW / 2), unsent in 0..5000_u64) {
+        fn property_within_the_window_they_are_exact(arrivals in arrivals(WINDOW / 2), unsent in 0..5000_u64) {
             let mut tracker = check(&arrivals)?;
             let distinct: BTreeSet<_> = arrivals.iter().collect();
             let totals = *tracker.totals();
