@@ -16,7 +16,7 @@ use std::time::Duration;
 #[derive(Parser)]
 #[command(version)]
 struct Args {
-    /// The interface to send out of; on a veth, the other end must have native XDP
+    /// The interface to send out of; on a veth, the other end must have native XDP or GRO
     #[arg(long, value_name = "NAME")]
     interface: String,
     /// The interface to count and drop at

@@ -1,6 +1,6 @@
 //! The sending end: frames made in the kernel and sent out of an interface.
 //!
-//! On a veth they arrive at the other end, which must have native XDP (an AF_XDP socket, a [`Sink`](super::Sink)): without it
+//! On a veth they arrive at the other end, which must have native XDP (an AF_XDP socket) or GRO (`ethtool -K`): without it
 //! the interface has no ring to take them, and drops them.
 #![forbid(unsafe_code)]
 

@@ -270,7 +270,7 @@ impl Opening<'_> {
         let name = self.name;
         let words = match (step, code) {
             (Step::Frames, _) => format!(
-                "the pool has not enough free frames for queue {queue}: its fill ring alone takes {}: ask for more frames, or pass rx_ring=512",
+                "the pool has not enough free frames for queue {queue}: its fill ring alone takes {}: ask for more frames, or pass a smaller rx_ring",
                 self.options.fill_ring()
             ),
             (Step::Register, Some(libc::ENOBUFS)) => {
@@ -401,7 +401,7 @@ mod tests {
             let holder = Prober::new(&other, indices[0], 1).unwrap();
             assert!(holder.wait());
             let open = || {
-                let spec: PortSpec = "afxdp:a0?queues=2".parse().unwrap();
+                let spec: PortSpec = "afxdp:a0?queues=2&rx_ring=2048".parse().unwrap();
                 let plan = crate::drivers::check(&spec).unwrap();
                 plan.open(&OpenContext { pool: &pool, id: PortId(0), tx_queues: 2, promiscuous: false })
             };
