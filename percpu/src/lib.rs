@@ -1,13 +1,35 @@
-//! Which CPU am I on, which may I use, and how do I stay there.
+//! Which CPU am I on, which may I use, how do I stay there, and how do I have data of its own for it.
 //!
-//! The lowest layer of Isoplane: it knows CPUs and the time stamp counter, and nothing of packets.
+//! The lowest layer of Isoplane: it knows CPUs and the time stamp counter, and nothing of packets. `docs/percpu.md` tells in ten minutes how its
+//! per-CPU data works; `examples/requests.rs` uses it.
+//!
+//! `unsafe` is in the modules that touch memory several threads write, or ask the kernel: `rseq`, `slots`, `counter`, `stack`, `depot`,
+//! `log`, `membarrier`, `sys`, `tsc`.
 
+mod claim;
+pub mod counter;
 pub mod cpu_list;
+pub mod depot;
+pub mod isolated;
+pub mod log;
+mod membarrier;
+pub mod per_cpu;
 pub mod pin;
+pub mod rseq;
+pub mod slots;
+pub mod stack;
+mod sync;
 mod sys;
 pub mod topology;
 pub mod tsc;
 
+pub use counter::{Counter, Counters};
 pub use cpu_list::CpuList;
+pub use depot::{Depot, Shared};
+pub use isolated::{IsolatedMark, is_isolated, mark_isolated};
+pub use log::{Log, LogError};
+pub use per_cpu::PerCpu;
 pub use pin::{PinError, Pinned, pin_on_cpu};
+pub use slots::Indexing;
+pub use stack::{Drained, Item, Stack};
 pub use topology::Topology;

@@ -51,6 +51,21 @@ impl Topology {
     }
 }
 
+/// The CPUs that at least one thread of this process can run on now: on line, and in its affinity mask.
+pub(crate) fn reachable() -> io::Result<CpuList> {
+    let mut cpus = Vec::new();
+    for task in fs::read_dir("/proc/self/task")? {
+        // A thread may end while the list is read.
+        let Ok(status) = fs::read_to_string(task?.path().join("status")) else { continue };
+        let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        if let Some(Ok(allowed)) = list.map(|list| list.trim().parse::<CpuList>()) {
+            cpus.extend(allowed.iter());
+        }
+    }
+    let online = Topology::read()?.online;
+    Ok(cpus.into_iter().filter(|cpu| online.contains(*cpu)).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -130,7 +130,6 @@ struct Owner {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.inner.free_list.flush_local();
         registry::retire(self.inner.number);
     }
 }
@@ -264,9 +263,17 @@ impl Pool {
         self.inner().region.page()
     }
 
-    /// Gives the calling thread's stack of free frames back, for others to use. A thread that ends does it by itself.
-    pub fn flush_local(&self) {
-        self.inner().free_list.flush_local();
+    /// Gives back what waits on the calling thread's CPU, where somebody asked for it: a worker whose CPU is isolated calls it once a turn of its
+    /// loop. One load where nobody asked.
+    #[inline]
+    pub fn serve(&self) {
+        self.inner().free_list.serve();
+    }
+
+    /// Takes back free frames from CPUs that no thread of this process can run on any more (off line, or taken away by a cpuset), and says
+    /// how many. Reads `/proc`: for a control thread.
+    pub fn drain_stranded(&self) -> std::io::Result<usize> {
+        self.inner().free_list.drain_stranded()
     }
 
     /// Takes `frames` out of use for good: a driver says that the device of a closed port may still write to them, and
@@ -275,11 +282,9 @@ impl Pool {
         self.inner().withheld.fetch_add(frames, Ordering::Relaxed);
     }
 
-    /// Counts frame by frame. For a quiet pool: no thread allocates or frees meanwhile, and every other thread that
-    /// used it has ended or called [`flush_local`](Self::flush_local).
+    /// Counts frame by frame. For a quiet pool: no thread allocates or frees meanwhile.
     pub fn audit(&self) -> Audit {
-        self.flush_local();
-        let (free, duplicated) = self.inner().free_list.audit_depot();
+        let (free, duplicated) = self.inner().free_list.audit();
         let withheld = self.inner().withheld.load(Ordering::Relaxed);
         Audit { frames: self.frames(), free, held: self.frames() - free, withheld, duplicated }
     }
@@ -370,6 +375,28 @@ mod tests {
         for (mark, packet) in packets.iter().enumerate() {
             assert!(packet.data().iter().all(|byte| *byte == mark as u8), "packet {mark} was overwritten");
         }
+        drop(packets);
+        assert_whole(&pool);
+    }
+
+    #[test]
+    fn frames_that_wait_on_an_idle_cpu_are_taken_back() {
+        let pool = pool(1000);
+        let name = "frames_that_wait_on_an_idle_cpu_are_taken_back";
+        let cpus: Vec<usize> = percpu::Topology::read().unwrap().allowed.iter().collect();
+        if cpus.len() < 2 {
+            return eprintln!("SKIPPED {name}: needs a second CPU");
+        }
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let _pinned = percpu::pin_on_cpu(cpus[1]).unwrap();
+                let packets: Vec<Packet> = std::iter::from_fn(|| pool.allocate(60)).collect();
+                assert_eq!(packets.len(), 1000);
+            });
+        });
+        let _pinned = percpu::pin_on_cpu(cpus[0]).unwrap();
+        let packets: Vec<Packet> = std::iter::from_fn(|| pool.allocate(60)).collect();
+        assert_eq!(packets.len(), 1000, "some stayed on CPU {}", cpus[1]);
         drop(packets);
         assert_whole(&pool);
     }

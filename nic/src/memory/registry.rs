@@ -8,11 +8,10 @@
 //! come back and a slot is wanted.
 #![allow(unsafe_code)]
 
-use super::free_list::LocalCache;
 use super::pool::PoolInner;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How many pools one process may have at a time.
 pub const MAX_POOLS: usize = 16;
@@ -22,15 +21,12 @@ pub const MAX_POOLS: usize = 16;
 pub(crate) struct Slot {
     pool: AtomicPtr<PoolInner>,
     zombie: AtomicBool,
-    /// The thread caches that may hold frames of this slot's pool. They outlive the pool.
-    pub(crate) caches: Mutex<Vec<Arc<LocalCache>>>,
 }
 
 static SLOTS: [Slot; MAX_POOLS] = [const {
     Slot {
         pool: AtomicPtr::new(ptr::null_mut()),
         zombie: AtomicBool::new(false),
-        caches: Mutex::new(Vec::new()),
     }
 }; MAX_POOLS];
 
@@ -68,8 +64,9 @@ impl Slot {
         self.pool.store(ptr::null_mut(), Ordering::Release);
         self.zombie.store(false, Ordering::Relaxed);
         // SAFETY: `register` made this pointer with Box::into_raw. Every frame has been taken out of the depot and put
-        // back by `recall`, so no packet, frame, ring or thread cache refers to the pool, every thread that gave one back is
-        // done with the depot's memory, and the last user handle is gone (zombie or being dropped).
+        // back by `recall`, so no packet, frame or ring refers to the pool, every thread that gave one back is done with the
+        // free list's memory (the store that shows a frame is the last it makes there; a claimed stack is not counted), and the last user
+        // handle is gone (zombie or being dropped).
         drop(unsafe { Box::from_raw(pool) });
         true
     }

@@ -1,0 +1,408 @@
+//! Stacks of numbers, one for each CPU: the free list of a pool, or of anything else that is numbered.
+//!
+//! A push or a pop of many items is one critical section with one commit. What does not fit, and what is missing, goes through the
+//! [`Shared`] part, a lock-free depot unless the user has something better. Any thread may push and pop, pinned or not.
+//!
+//! Progress: a section that is interrupted [`ATTEMPTS`] times in a row gives way to the shared part, and so does one that finds its slot claimed; so a
+//! call never waits, and is as lock-free as the shared part. Order: what was written before an item was pushed is seen by whoever pops it.
+//!
+//! From outside: [`Stack::drain`] claims a slot (see `claim.rs`), moves its items to the shared part, and lets go. For a CPU that is marked
+//! isolated it only asks; its own threads answer in [`Stack::serve`].
+#![allow(unsafe_code)]
+
+use crate::claim::Claimed;
+use crate::counter::ATTEMPTS;
+use crate::depot::{Depot, NODE_ITEMS, Shared};
+use crate::rseq::section::{self, Refused, StackHeader};
+use crate::rseq::thread::{self, IndexField};
+use crate::slots::{Indexing, Mine, Slots};
+use crate::{isolated, membarrier};
+use std::io;
+use std::marker::PhantomData;
+use std::mem::{MaybeUninit, size_of};
+use std::slice;
+use std::sync::atomic::Ordering;
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for u32 {}
+    impl Sealed for u64 {}
+}
+
+/// What a stack holds: `u32` or `u64`.
+pub trait Item: sealed::Sealed + Copy + Default + Send + 'static {}
+impl Item for u32 {}
+impl Item for u64 {}
+
+/// A stack for each CPU, over a shared part.
+#[derive(Debug)]
+pub struct Stack<T: Item, S: Shared<T> = Depot<T>> {
+    slots: Slots,
+    capacity_bytes: u32,
+    shared: S,
+    _items: PhantomData<T>,
+}
+
+/// How a drain ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// So many items were moved to the shared part.
+    Moved(usize),
+    /// The CPU is isolated: its threads will do it when they next call [`Stack::serve`].
+    Requested,
+    /// Somebody else works on this slot just now.
+    Busy,
+}
+
+impl<T: Item> Stack<T> {
+    /// Stacks of up to `capacity` items for each CPU, over a depot; `items` is how many there are at most in all.
+    pub fn new(capacity: usize, items: usize, indexing: Indexing) -> Self {
+        Self::over(Depot::new(items), capacity, indexing)
+    }
+}
+
+impl<T: Item, S: Shared<T>> Stack<T, S> {
+    /// Stacks of up to `capacity` items for each CPU, over a shared part of the user's own. Panics where the capacity is 0 or above 2^20.
+    pub fn over(shared: S, capacity: usize, indexing: Indexing) -> Self {
+        assert!((1..=1 << 20).contains(&capacity), "a stack of {capacity} items: choose from 1 to 2^20");
+        let bytes = capacity * size_of::<T>();
+        Self {
+            slots: Slots::new(size_of::<StackHeader>() + bytes, indexing),
+            capacity_bytes: bytes as u32,
+            shared,
+            _items: PhantomData,
+        }
+    }
+
+    /// The shared part.
+    pub fn shared(&self) -> &S {
+        &self.shared
+    }
+
+    /// How many stacks there are: numbers below are what [`drain`](Self::drain) takes.
+    pub fn stacks(&self) -> usize {
+        self.slots.count() as usize
+    }
+
+    /// Bytes of all stacks, touched or not.
+    pub fn memory_bytes(&self) -> usize {
+        self.slots.bytes()
+    }
+
+    /// Takes up to as many items as `into` is long, the most recent of this CPU first, and gives the part that was filled.
+    #[inline]
+    pub fn pop<'a>(&self, into: &'a mut [MaybeUninit<T>]) -> &'a [T] {
+        let (to, want) = (into.as_mut_ptr().cast::<T>(), into.len());
+        // SAFETY: `to` has room for `want` items.
+        let mut count = unsafe { self.pop_here(to, want) };
+        if count < want {
+            // SAFETY: room is left for what is still wanted.
+            count += unsafe { self.refill(to.add(count), want - count) };
+        }
+        // SAFETY: that many were written.
+        unsafe { slice::from_raw_parts(to, count) }
+    }
+
+    /// Takes one item.
+    #[inline]
+    pub fn pop_one(&self) -> Option<T> {
+        self.pop(&mut [MaybeUninit::uninit()]).first().copied()
+    }
+
+    /// Puts all of `items` on this CPU's stack, the last on top; what does not fit goes to the shared part.
+    #[inline]
+    pub fn push(&self, items: &[T]) {
+        if let Some(mine) = self.slots.mine()
+            && self.push_at(mine, items).is_ok()
+        {
+            return;
+        }
+        self.push_again(items);
+    }
+
+    #[inline(always)]
+    fn push_at(&self, mine: Mine, items: &[T]) -> Result<(), Refused> {
+        let Ok(bytes) = u32::try_from(size_of_val(items)) else { return Err(Refused::Full) };
+        if bytes > self.capacity_bytes {
+            return Err(Refused::Full);
+        }
+        // SAFETY: the slot is that of `mine.here` and was made for the capacity; `items` has that many bytes, a multiple of 4.
+        unsafe {
+            section::push(mine.here, mine.slot.cast(), self.capacity_bytes, items.as_ptr().cast(), bytes)
+        }
+    }
+
+    /// # Safety
+    /// `to` has room for `want` items.
+    #[inline(always)]
+    unsafe fn pop_here(&self, to: *mut T, want: usize) -> usize {
+        let want_bytes = (want * size_of::<T>()).min(self.capacity_bytes as usize) as u32;
+        if let Some(mine) = self.slots.mine() {
+            // SAFETY: the slot is that of `mine.here`; the rest is the caller's promise. Items of 4 or 8 bytes: a multiple of 4.
+            match unsafe { section::pop(mine.here, mine.slot.cast(), to.cast(), want_bytes) } {
+                Ok(bytes) => return bytes as usize / size_of::<T>(),
+                // SAFETY: the caller's promise.
+                Err(_) => return unsafe { self.pop_again(to, want) },
+            }
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.pop_again(to, want) }
+    }
+
+    /// # Safety
+    /// As for `pop_here`.
+    #[cold]
+    unsafe fn pop_again(&self, to: *mut T, want: usize) -> usize {
+        let want_bytes = (want * size_of::<T>()).min(self.capacity_bytes as usize) as u32;
+        for _ in 0..ATTEMPTS {
+            let Some(mine) = self.slots.mine() else { break };
+            // SAFETY: as in `pop_here`.
+            match unsafe { section::pop(mine.here, mine.slot.cast(), to.cast(), want_bytes) } {
+                Ok(bytes) => return bytes as usize / size_of::<T>(),
+                Err(Refused::Interrupted) => {}
+                Err(_) => return 0,
+            }
+        }
+        let Some(slot) = self.claim_preferred() else { return 0 };
+        let items = slot.items();
+        let left = items.len() - want.min(items.len());
+        // SAFETY: `to` has room for `want`, and lies in the caller's memory, not in the slot.
+        unsafe { to.copy_from_nonoverlapping(items[left..].as_ptr(), items.len() - left) };
+        let taken = items.len() - left;
+        slot.truncate(left);
+        taken
+    }
+
+    /// Gets what the stack did not have, and brings some more for the next time.
+    ///
+    /// # Safety
+    /// `to` has room for `want` items.
+    #[cold]
+    unsafe fn refill(&self, to: *mut T, want: usize) -> usize {
+        let mut count = 0;
+        while count < want {
+            let mut hand = [T::default(); NODE_ITEMS];
+            let found = self.shared.take(&mut hand);
+            let used = found.min(want - count);
+            // SAFETY: `count + used` is at most `want`. The first items of the hand are used, in the order they came in.
+            unsafe { to.add(count).copy_from_nonoverlapping(hand.as_ptr(), used) };
+            count += used;
+            if used < found {
+                self.push(&hand[used..found]);
+            }
+            if found < NODE_ITEMS {
+                break;
+            }
+        }
+        count
+    }
+
+    #[cold]
+    fn push_again(&self, items: &[T]) {
+        // At most half of the stack stays when it overflows; a portion that is larger never goes there.
+        if size_of_val(items) > self.capacity_bytes as usize / 2 {
+            return self.shared.give(items);
+        }
+        for _ in 0..ATTEMPTS {
+            let Some(mine) = self.slots.mine() else { break };
+            match self.push_at(mine, items) {
+                Ok(()) => return,
+                Err(Refused::Interrupted) => {}
+                Err(Refused::Full) => self.spill(),
+                Err(Refused::Claimed) => return self.shared.give(items),
+            }
+        }
+        match self.claim_preferred() {
+            Some(slot) => slot.push_or_give(items, &self.shared),
+            None => self.shared.give(items),
+        }
+    }
+
+    /// Moves half a stack from this CPU to the shared part.
+    fn spill(&self) {
+        let mut hand = [MaybeUninit::<T>::uninit(); NODE_ITEMS];
+        let mut moved = 0;
+        while moved * size_of::<T>() < self.capacity_bytes as usize / 2 {
+            // SAFETY: the hand has room for as many as it is long.
+            let count = unsafe { self.pop_here(hand.as_mut_ptr().cast(), NODE_ITEMS) };
+            if count == 0 {
+                break;
+            }
+            // SAFETY: that many were written.
+            self.shared.give(unsafe { slice::from_raw_parts(hand.as_ptr().cast(), count) });
+            moved += count;
+        }
+    }
+
+    /// Where there are no sections: claims the slot that the calling thread goes by; `None` where somebody else has it.
+    fn claim_preferred(&self) -> Option<ClaimedSlot<'_, T>> {
+        if self.slots.has_sections() {
+            return None;
+        }
+        // No section can be inside, so there is nothing to fence off.
+        self.claim_with(self.slots.otherwise(), || Ok(()))
+    }
+
+    fn claim_with(&self, index: u32, fence: impl FnOnce() -> io::Result<()>) -> Option<ClaimedSlot<'_, T>> {
+        let slot = self.slots.slot(index);
+        // SAFETY: every slot begins with a header; it is made of atomics, and all zeroes is a valid one.
+        let header = unsafe { &*slot.cast::<StackHeader>() };
+        let claimed = header.claim.try_claim(fence)?;
+        Some(ClaimedSlot {
+            _claimed: claimed,
+            header,
+            items: slot.wrapping_add(size_of::<StackHeader>()).cast(),
+            capacity: self.capacity_bytes as usize / size_of::<T>(),
+        })
+    }
+
+    /// Claims a slot from outside.
+    fn claim(&self, index: u32) -> Option<ClaimedSlot<'_, T>> {
+        let cpu = self.slots.cpu(index);
+        let sections = self.slots.has_sections();
+        self.claim_with(index, || if sections { membarrier::stop_sections(cpu) } else { Ok(()) })
+    }
+
+    fn header(&self, index: u32) -> &StackHeader {
+        // SAFETY: every slot begins with a header, which is made of atomics.
+        unsafe { &*self.slots.slot(index).cast::<StackHeader>() }
+    }
+
+    /// How many items stack `index` has just now. Panics where there is no such stack.
+    pub fn stack_len(&self, index: usize) -> usize {
+        assert!(index < self.stacks(), "stack {index} of {}", self.stacks());
+        self.header(index as u32).len_bytes.load(Ordering::Relaxed) as usize / size_of::<T>()
+    }
+
+    /// The address of the slot of stack `index`, for debuggers and tests. Panics where there is no such stack.
+    pub fn slot_address(&self, index: usize) -> usize {
+        assert!(index < self.stacks(), "stack {index} of {}", self.stacks());
+        self.slots.slot(index as u32) as usize
+    }
+
+    /// How many items there are, in all stacks and the shared part; exact while nobody pushes or pops.
+    pub fn len(&self) -> usize {
+        (0..self.stacks()).map(|index| self.stack_len(index)).sum::<usize>() + self.shared.len()
+    }
+
+    /// True where there are no items.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Moves all items of stack `index` to the shared part, from any thread. Panics where there is no such stack.
+    ///
+    /// Puts an interrupt on the CPU the stack belongs to where it runs a thread of this process; where that CPU or the caller's own is
+    /// marked isolated, only asks. Stacks that do not go by CPU numbers are asked as long as any CPU is isolated.
+    pub fn drain(&self, index: usize) -> Drained {
+        if self.stack_len(index) == 0 {
+            return Drained::Moved(0);
+        }
+        let index = index as u32;
+        let isolated = match self.slots.cpu(index) {
+            Some(cpu) => isolated::is_isolated(cpu as usize),
+            None => self.slots.has_sections() && isolated::any(),
+        };
+        let here = thread::here(IndexField::Cpu).index;
+        if isolated || isolated::is_isolated(here as usize) {
+            self.header(index).requested.store(1, Ordering::Relaxed);
+            return Drained::Requested;
+        }
+        self.drain_now(index)
+    }
+
+    fn drain_now(&self, index: u32) -> Drained {
+        let Some(slot) = self.claim(index) else { return Drained::Busy };
+        let moved = slot.items().len();
+        self.shared.give(slot.items());
+        slot.truncate(0);
+        Drained::Moved(moved)
+    }
+
+    /// Drains every stack; what could not be drained is asked for or left. Says how many items were moved.
+    pub fn drain_all(&self) -> usize {
+        (0..self.stacks()).map(|index| self.drain(index)).fold(0, |sum, drained| match drained {
+            Drained::Moved(count) => sum + count,
+            Drained::Requested | Drained::Busy => sum,
+        })
+    }
+
+    /// Answers a request to empty this CPU's stack, if there is one: for a worker of an isolated CPU, once a turn of its loop. One load where
+    /// there is none.
+    #[inline]
+    pub fn serve(&self) {
+        if let Some(mine) = self.slots.mine() {
+            // SAFETY: the slot begins with a header of atomics.
+            let header = unsafe { &*mine.slot.cast::<StackHeader>() };
+            if header.requested.load(Ordering::Relaxed) != 0 {
+                self.serve_request(header);
+            }
+        }
+    }
+
+    #[cold]
+    fn serve_request(&self, header: &StackHeader) {
+        header.requested.store(0, Ordering::Relaxed);
+        let mut hand = [MaybeUninit::<T>::uninit(); NODE_ITEMS];
+        // Bounded: others may push meanwhile.
+        for _ in 0..self.capacity_bytes as usize / size_of::<T>() / NODE_ITEMS + 1 {
+            // SAFETY: the hand has room for as many as it is long.
+            let count = unsafe { self.pop_here(hand.as_mut_ptr().cast(), NODE_ITEMS) };
+            // SAFETY: that many were written.
+            self.shared.give(unsafe { slice::from_raw_parts(hand.as_ptr().cast(), count) });
+            if count < NODE_ITEMS {
+                break;
+            }
+        }
+    }
+
+    /// Drains the stacks of CPUs that no thread of this process can run on: off line, or taken away by a cpuset or by affinity masks.
+    /// Says how many items were moved. Reads `/proc/self/task`: for a control thread.
+    pub fn drain_stranded(&self) -> io::Result<usize> {
+        let reachable = crate::topology::reachable()?;
+        let stranded = (0..self.slots.count())
+            .filter(|index| self.slots.cpu(*index).is_some_and(|cpu| !reachable.contains(cpu as usize)))
+            .filter(|index| self.stack_len(*index as usize) > 0);
+        Ok(stranded.fold(0, |sum, index| match self.drain_now(index) {
+            Drained::Moved(count) => sum + count,
+            Drained::Requested | Drained::Busy => sum,
+        }))
+    }
+}
+
+/// A slot that is ours alone.
+struct ClaimedSlot<'a, T> {
+    _claimed: Claimed<'a>,
+    header: &'a StackHeader,
+    items: *mut T,
+    capacity: usize,
+}
+
+impl<T: Item> ClaimedSlot<'_, T> {
+    fn items(&self) -> &[T] {
+        let len = self.header.len_bytes.load(Ordering::Relaxed) as usize / size_of::<T>();
+        // SAFETY: the items below the length were pushed, and while the slot is claimed nobody writes them: sections that began before the
+        // claim are over or were stopped, later ones see the claim.
+        unsafe { slice::from_raw_parts(self.items, len.min(self.capacity)) }
+    }
+
+    fn truncate(&self, len: usize) {
+        self.header.len_bytes.store((len * size_of::<T>()) as u32, Ordering::Relaxed);
+    }
+
+    fn push_or_give(&self, items: &[T], shared: &impl Shared<T>) {
+        let mut len = self.items().len();
+        if len + items.len() > self.capacity {
+            let kept = self.capacity / 2;
+            shared.give(&self.items()[kept.min(len)..]);
+            len = kept.min(len);
+        }
+        if len + items.len() > self.capacity {
+            self.truncate(len);
+            return shared.give(items);
+        }
+        // SAFETY: inside the slot's items by the test above, and nobody else touches them while it is claimed.
+        unsafe { self.items.add(len).copy_from_nonoverlapping(items.as_ptr(), items.len()) };
+        self.truncate(len + items.len());
+    }
+}
