@@ -95,32 +95,37 @@ mod tests {
         }
     }
 
-    fn model(fence: bool) {
+    fn model(fence: bool, pops: u32, other_drains: bool) {
         loom::model(move || {
             let slot =
                 Arc::new(Slot { claim: Claim::default(), len: AtomicU32::new(2), epoch: Mutex::new(0) });
             let owner = thread::spawn({
                 let slot = slot.clone();
-                move || (slot.pop().is_some() as u32) + (slot.pop().is_some() as u32)
+                move || (0..pops).map(|_| u32::from(slot.pop().is_some())).sum::<u32>()
             });
-            let other = thread::spawn({
+            let other = other_drains.then(|| {
                 let slot = slot.clone();
-                move || slot.drain(fence)
+                thread::spawn(move || slot.drain(fence))
             });
-            let drained = slot.drain(fence);
-            let taken = owner.join().unwrap() + drained + other.join().unwrap();
+            let drained = slot.drain(fence) + other.map_or(0, |other| other.join().unwrap());
+            let taken = owner.join().unwrap() + drained;
             assert_eq!(taken + slot.len.load(Ordering::Relaxed), 2, "an item was lost, or was there twice");
         });
     }
 
     #[test]
+    fn no_item_is_lost_between_an_owner_and_a_drain() {
+        model(true, 3, false);
+    }
+
+    #[test]
     fn no_item_is_lost_between_an_owner_and_two_drains() {
-        model(true);
+        model(true, 1, true);
     }
 
     #[test]
     #[should_panic(expected = "there twice")]
     fn without_the_fence_one_would_be() {
-        model(false);
+        model(false, 1, false);
     }
 }

@@ -78,7 +78,7 @@ impl<T> fmt::Debug for Depot<T> {
 }
 
 impl Head {
-    const fn none() -> Self {
+    fn none() -> Self {
         Self(AtomicU64::new(0))
     }
 

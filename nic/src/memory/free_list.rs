@@ -39,11 +39,8 @@ impl FreeList {
             is_free: (0..frames * step).map(|_| true.into()).collect(),
         };
         // The lowest frames on top: a small working set stays a small stretch of memory.
-        let handles: Vec<u32> = (0..frames * step)
-            .step_by(step)
-            .rev()
-            .map(|index| number << POOL_SHIFT | index as u32)
-            .collect();
+        let handles: Vec<u32> =
+            (0..frames * step).step_by(step).rev().map(|index| number << POOL_SHIFT | index as u32).collect();
         list.stack.shared().give(&handles);
         list
     }

@@ -23,12 +23,8 @@ pub(crate) struct Slot {
     zombie: AtomicBool,
 }
 
-static SLOTS: [Slot; MAX_POOLS] = [const {
-    Slot {
-        pool: AtomicPtr::new(ptr::null_mut()),
-        zombie: AtomicBool::new(false),
-    }
-}; MAX_POOLS];
+static SLOTS: [Slot; MAX_POOLS] =
+    [const { Slot { pool: AtomicPtr::new(ptr::null_mut()), zombie: AtomicBool::new(false) } }; MAX_POOLS];
 
 /// Held while a slot is taken or given up.
 static CHANGING: Mutex<()> = Mutex::new(());
