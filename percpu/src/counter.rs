@@ -45,9 +45,9 @@ impl Counters {
     #[inline(always)]
     pub fn add(&self, number: usize, value: u64) {
         self.check(number);
-        if let Some(mine) = self.slots.mine() {
-            // SAFETY: `number` is below the count that the slot was made for, and the slot is that of `mine.here`.
-            if unsafe { section::add(mine.here, Self::at(mine.slot, number), value) }.is_ok() {
+        if let Some(place) = self.slots.place() {
+            // SAFETY: `number` is below the count that the slots were made for.
+            if unsafe { section::add(place, number * size_of::<u64>(), value) }.is_ok() {
                 return;
             }
         }
@@ -57,9 +57,9 @@ impl Counters {
     #[cold]
     fn add_again(&self, number: usize, value: u64) {
         for _ in 0..ATTEMPTS {
-            let Some(mine) = self.slots.mine() else { break };
+            let Some(place) = self.slots.place() else { break };
             // SAFETY: as in `add`.
-            if unsafe { section::add(mine.here, Self::at(mine.slot, number), value) }.is_ok() {
+            if unsafe { section::add(place, number * size_of::<u64>(), value) }.is_ok() {
                 return;
             }
         }

@@ -106,10 +106,10 @@ impl Log {
         }
         let reservation = |slot, at| Reservation { log: self, slot, at, length: length as u64, written: 0 };
         for _ in 0..ATTEMPTS {
-            let Some(mine) = self.slots.mine() else { break };
-            // SAFETY: the slot is that of `mine.here` and begins with a header; without an area of its own no thread gets here.
-            match unsafe { section::reserve(mine.here, mine.slot.cast(), self.capacity, bytes) } {
-                Ok(at) => return Ok(reservation(mine.slot, at)),
+            let Some(place) = self.slots.place() else { break };
+            // SAFETY: the slots begin with a header; without an area of its own no thread gets here.
+            match unsafe { section::reserve(place, self.capacity, bytes) } {
+                Ok((slot, at)) => return Ok(reservation(slot, at)),
                 Err(Refused::Full) => return self.refuse(),
                 Err(_) => {}
             }

@@ -33,7 +33,7 @@ impl<T> PerCpu<T> {
     /// The value of the CPU that the calling thread is on just now.
     #[inline]
     pub fn get(&self) -> &T {
-        let index = self.indices.here().map_or_else(|| self.indices.otherwise(), |here| here.index);
+        let index = self.indices.here().unwrap_or_else(|| self.indices.otherwise());
         &self.values[index as usize].0
     }
 

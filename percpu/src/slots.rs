@@ -8,9 +8,10 @@
 
 use crate::Topology;
 use crate::rseq::registration::{Registration, has_concurrency_ids, registration};
-use crate::rseq::thread::{self, Here, IndexField};
+use crate::rseq::section::Place;
+use crate::rseq::thread::{self, IndexField};
 use std::alloc::{self, Layout};
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 
 /// What a thread's slot is chosen by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub(crate) const SLOT_ALIGN: usize = 128;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Indices {
     count: u32,
+    /// How many the kernel can give: the machine's CPUs.
+    possible: u32,
     /// Where the index stands in a thread's area. Where there is no rseq, every thread's says "none" there.
     field: IndexField,
     has_sections: bool,
@@ -52,6 +55,7 @@ impl Indices {
         let has_sections = !matches!(registration(), Registration::Off { .. });
         Self {
             count: if ids || !has_sections { allowed } else { possible } as u32,
+            possible: possible as u32,
             field: if ids { IndexField::ConcurrencyId } else { IndexField::Cpu },
             has_sections,
         }
@@ -61,16 +65,10 @@ impl Indices {
         self.count
     }
 
-    /// Where the calling thread is; `None` where it has no index below the count.
+    /// The calling thread's index as it was a moment ago; `None` where it has none below the count.
     #[inline(always)]
-    pub(crate) fn here(&self) -> Option<Here> {
-        let here = thread::here(self.field);
-        if here.index < self.count { Some(here) } else { self.attached() }
-    }
-
-    #[cold]
-    fn attached(&self) -> Option<Here> {
-        thread::attach().then(|| thread::here(self.field)).filter(|here| here.index < self.count)
+    pub(crate) fn here(&self) -> Option<u32> {
+        thread::index(self.field).filter(|index| *index < self.count)
     }
 
     /// What a thread goes by that has no index: where there are sections the shared slot's, which is the count; else one that it tries
@@ -86,6 +84,8 @@ pub(crate) struct Slots {
     base: NonNull<u8>,
     stride: usize,
     indices: Indices,
+    /// The slot of each index that the kernel can give; null from the count on.
+    table: Box<[*mut u8]>,
     layout: Layout,
 }
 
@@ -93,13 +93,6 @@ pub(crate) struct Slots {
 unsafe impl Send for Slots {}
 // SAFETY: as above; no method here touches the memory but `new` and `drop`.
 unsafe impl Sync for Slots {}
-
-/// A thread's slot as it was a moment ago.
-#[derive(Clone, Copy)]
-pub(crate) struct Mine {
-    pub(crate) here: Here,
-    pub(crate) slot: *mut u8,
-}
 
 impl Slots {
     /// Slots of at least `bytes`. Panics only where there is no memory for them, as a `Vec` would.
@@ -121,7 +114,12 @@ impl Slots {
         // SAFETY: neither the count nor a slot is of size 0.
         let base = unsafe { alloc::alloc_zeroed(layout) };
         let Some(base) = NonNull::new(base) else { alloc::handle_alloc_error(layout) };
-        Self { base, stride, indices, layout }
+        // SAFETY: below the count, so inside the allocation.
+        let slot = |index| unsafe { base.as_ptr().add(index * stride) };
+        let table = (0..indices.possible as usize)
+            .map(|index| if index < count { slot(index) } else { ptr::null_mut() })
+            .collect();
+        Self { base, stride, indices, table, layout }
     }
 
     /// How many there are, without the shared one.
@@ -152,11 +150,23 @@ impl Slots {
         unsafe { self.base.as_ptr().add(index as usize * self.stride) }
     }
 
-    /// The calling thread's slot; `None` where it has none and takes the shared path.
+    /// What the calling thread's critical sections find its slot by; `None` where it runs none, and takes the shared path.
     #[inline(always)]
-    pub(crate) fn mine(&self) -> Option<Mine> {
-        let here = self.indices.here()?;
-        Some(Mine { here, slot: self.slot(here.index) })
+    pub(crate) fn place(&self) -> Option<Place> {
+        let mut area = thread::area();
+        if area.is_null() {
+            if !thread::attach() {
+                return None;
+            }
+            area = thread::area();
+        }
+        Some(Place { area, field: self.indices.field as usize, table: self.table.as_ptr() })
+    }
+
+    /// The calling thread's slot as it was a moment ago; `None` where it has none.
+    #[inline(always)]
+    pub(crate) fn mine(&self) -> Option<*mut u8> {
+        self.indices.here().map(|index| self.slot(index))
     }
 
     /// See [`Indices::otherwise`].

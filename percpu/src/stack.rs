@@ -13,9 +13,9 @@
 use crate::claim::Claimed;
 use crate::counter::ATTEMPTS;
 use crate::depot::{Depot, NODE_ITEMS, Shared};
-use crate::rseq::section::{self, Refused, StackHeader};
+use crate::rseq::section::{self, Place, Refused, StackHeader};
 use crate::rseq::thread::{self, IndexField};
-use crate::slots::{Indexing, Mine, Slots};
+use crate::slots::{Indexing, Slots};
 use crate::{isolated, membarrier};
 use std::io;
 use std::marker::PhantomData;
@@ -92,6 +92,9 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
     /// Takes up to as many items as `into` is long, the most recent of this CPU first, and gives the part that was filled.
     #[inline]
     pub fn pop<'a>(&self, into: &'a mut [MaybeUninit<T>]) -> &'a [T] {
+        if let [place] = into {
+            return self.pop_one().map_or(&[], |item| slice::from_ref(place.write(item)));
+        }
         let (to, want) = (into.as_mut_ptr().cast::<T>(), into.len());
         // SAFETY: `to` has room for `want` items.
         let mut count = unsafe { self.pop_here(to, want) };
@@ -106,14 +109,33 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
     /// Takes one item.
     #[inline]
     pub fn pop_one(&self) -> Option<T> {
-        self.pop(&mut [MaybeUninit::uninit()]).first().copied()
+        if let Some(place) = self.slots.place()
+            // SAFETY: the slots were made for items of this type.
+            && let Ok(Some(item)) = unsafe { section::pop_one(place) }
+        {
+            return Some(item);
+        }
+        self.pop_one_again()
+    }
+
+    #[cold]
+    fn pop_one_again(&self) -> Option<T> {
+        let mut item = T::default();
+        // SAFETY: room for one.
+        let count = unsafe {
+            match self.pop_again(&raw mut item, 1) {
+                0 => self.refill(&raw mut item, 1),
+                count => count,
+            }
+        };
+        (count == 1).then_some(item)
     }
 
     /// Puts all of `items` on this CPU's stack, the last on top; what does not fit goes to the shared part.
     #[inline]
     pub fn push(&self, items: &[T]) {
-        if let Some(mine) = self.slots.mine()
-            && self.push_at(mine, items).is_ok()
+        if let Some(place) = self.slots.place()
+            && self.push_at(place, items).is_ok()
         {
             return;
         }
@@ -121,15 +143,17 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
     }
 
     #[inline(always)]
-    fn push_at(&self, mine: Mine, items: &[T]) -> Result<(), Refused> {
-        let Ok(bytes) = u32::try_from(size_of_val(items)) else { return Err(Refused::Full) };
-        if bytes > self.capacity_bytes {
+    fn push_at(&self, place: Place, items: &[T]) -> Result<(), Refused> {
+        if let [item] = items {
+            // SAFETY: the slots were made for the capacity, and items of this type.
+            return unsafe { section::push_one(place, self.capacity_bytes, *item) };
+        }
+        let bytes = size_of_val(items);
+        if bytes > self.capacity_bytes as usize {
             return Err(Refused::Full);
         }
-        // SAFETY: the slot is that of `mine.here` and was made for the capacity; `items` has that many bytes, a multiple of 4.
-        unsafe {
-            section::push(mine.here, mine.slot.cast(), self.capacity_bytes, items.as_ptr().cast(), bytes)
-        }
+        // SAFETY: the slots were made for the capacity; `items` has that many bytes, a multiple of 4.
+        unsafe { section::push(place, self.capacity_bytes, items.as_ptr().cast(), bytes as u32) }
     }
 
     /// # Safety
@@ -137,13 +161,11 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
     #[inline(always)]
     unsafe fn pop_here(&self, to: *mut T, want: usize) -> usize {
         let want_bytes = (want * size_of::<T>()).min(self.capacity_bytes as usize) as u32;
-        if let Some(mine) = self.slots.mine() {
-            // SAFETY: the slot is that of `mine.here`; the rest is the caller's promise. Items of 4 or 8 bytes: a multiple of 4.
-            match unsafe { section::pop(mine.here, mine.slot.cast(), to.cast(), want_bytes) } {
-                Ok(bytes) => return bytes as usize / size_of::<T>(),
-                // SAFETY: the caller's promise.
-                Err(_) => return unsafe { self.pop_again(to, want) },
-            }
+        if let Some(place) = self.slots.place()
+            // SAFETY: the caller's promise. Items are of 4 or 8 bytes, so it is a multiple of 4.
+            && let Ok(bytes) = unsafe { section::pop(place, to.cast(), want_bytes) }
+        {
+            return bytes as usize / size_of::<T>();
         }
         // SAFETY: the caller's promise.
         unsafe { self.pop_again(to, want) }
@@ -155,9 +177,9 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
     unsafe fn pop_again(&self, to: *mut T, want: usize) -> usize {
         let want_bytes = (want * size_of::<T>()).min(self.capacity_bytes as usize) as u32;
         for _ in 0..ATTEMPTS {
-            let Some(mine) = self.slots.mine() else { break };
+            let Some(place) = self.slots.place() else { break };
             // SAFETY: as in `pop_here`.
-            match unsafe { section::pop(mine.here, mine.slot.cast(), to.cast(), want_bytes) } {
+            match unsafe { section::pop(place, to.cast(), want_bytes) } {
                 Ok(bytes) => return bytes as usize / size_of::<T>(),
                 Err(Refused::Interrupted) => {}
                 Err(_) => return 0,
@@ -204,8 +226,8 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
             return self.shared.give(items);
         }
         for _ in 0..ATTEMPTS {
-            let Some(mine) = self.slots.mine() else { break };
-            match self.push_at(mine, items) {
+            let Some(place) = self.slots.place() else { break };
+            match self.push_at(place, items) {
                 Ok(()) => return,
                 Err(Refused::Interrupted) => {}
                 Err(Refused::Full) => self.spill(),
@@ -303,8 +325,8 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
             Some(cpu) => isolated::is_isolated(cpu as usize),
             None => self.slots.has_sections() && isolated::any(),
         };
-        let here = thread::here(IndexField::Cpu).index;
-        if isolated || isolated::is_isolated(here as usize) {
+        let here = thread::index(IndexField::Cpu);
+        if isolated || here.is_some_and(|cpu| isolated::is_isolated(cpu as usize)) {
             self.header(index).requested.store(1, Ordering::Relaxed);
             return Drained::Requested;
         }
@@ -333,7 +355,7 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
     pub fn serve(&self) {
         if let Some(mine) = self.slots.mine() {
             // SAFETY: the slot begins with a header of atomics.
-            let header = unsafe { &*mine.slot.cast::<StackHeader>() };
+            let header = unsafe { &*mine.cast::<StackHeader>() };
             if header.requested.load(Ordering::Relaxed) != 0 {
                 self.serve_request(header);
             }

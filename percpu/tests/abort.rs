@@ -232,7 +232,7 @@ fn an_addition_is_done_once_or_not_at_all() {
             },
             state: &|peek| vec![peek(counter.slot_address(cpus()[0]))],
         };
-        assert_eq!(check_all(&case), 3);
+        assert_eq!(check_all(&case), 5);
     });
 }
 
@@ -251,7 +251,8 @@ fn a_push_is_done_whole_or_not_at_all() {
                 state: &|peek| stack_state(&stack, cpus()[0], peek),
             };
             let interrupted = check_all(&case);
-            assert!(interrupted >= if count < 4 { 16 } else { 18 }, "{interrupted}");
+            // One item goes through a register, more are copied.
+            assert!(interrupted >= if count == 1 { 12 } else { 19 }, "{interrupted}");
         }
     });
 }
@@ -267,14 +268,18 @@ fn a_pop_is_done_whole_or_not_at_all() {
                 operation: &|| {
                     let mut hand = [MaybeUninit::uninit(); 64];
                     // Moved away, it finds the other CPU's stack empty.
-                    let taken = stack.pop(&mut hand[..count]);
+                    let taken = if count == 1 {
+                        stack.pop_one().map_or(&[][..], |item| std::slice::from_ref(hand[0].write(item)))
+                    } else {
+                        stack.pop(&mut hand[..count])
+                    };
                     let right = taken.is_empty() || *taken == items[40 - count..];
                     right && stack.len() == 40 - taken.len()
                 },
                 state: &|peek| stack_state(&stack, cpus()[0], peek),
             };
             let interrupted = check_all(&case);
-            assert!(interrupted >= if count < 4 { 17 } else { 19 }, "{interrupted}");
+            assert!(interrupted >= if count == 1 { 11 } else { 20 }, "{interrupted}");
         }
     });
 }
@@ -298,7 +303,7 @@ fn a_reservation_is_done_whole_or_not_at_all() {
                 ]
             },
         };
-        assert_eq!(check_all(&case), 9);
+        assert_eq!(check_all(&case), 12);
     });
 }
 

@@ -5,6 +5,7 @@
 
 mod forwarding;
 mod packet_memory;
+mod per_cpu;
 mod ring;
 mod traffic;
 
@@ -13,6 +14,6 @@ use criterion::{criterion_group, criterion_main};
 criterion_group! {
     name = cycles;
     config = bench::criterion();
-    targets = packet_memory::benches, ring::benches, traffic::benches, forwarding::benches
+    targets = packet_memory::benches, per_cpu::benches, ring::benches, traffic::benches, forwarding::benches
 }
 criterion_main!(cycles);

@@ -1,24 +1,23 @@
 //! The critical sections: add, pop, push, reserve.
 //!
-//! Each begins by saying where it is (`rseq_cs`), makes sure that the thread still has the index that the address was made with, and ends with the
-//! one store that makes it true. Interrupted before that store it has done nothing that anybody looks at; after it, it is over. What
+//! Each begins by saying where it is (`rseq_cs`), reads the thread's index and looks up the slot, and ends with the one store that
+//! makes it true: from the first to the last the index cannot change without an interruption. Interrupted before that store it has done nothing that anybody looks at; after it, it is over. What
 //! lies between may only write where nobody looks: the caller's own buffer, and places of a stack above its length.
 //!
 //! `tests/abort.rs` interrupts each of them at every instruction.
 #![allow(unsafe_code)]
 
-use super::abi::CriticalSection;
+use super::abi::{Area, CriticalSection};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::abi::{RSEQ_CS_OFFSET, SIGNATURE};
-use super::thread::Here;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 /// How a section that did not get through ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
-    /// The thread was interrupted, or has another index by now: to be tried again.
+    /// The thread was interrupted: to be tried again.
     Interrupted,
-    /// Somebody else works on this slot.
+    /// Somebody else works on this slot, or there is none for this index.
     Claimed,
     /// There is no room for all of it.
     Full,
@@ -28,6 +27,7 @@ pub(crate) enum Refused {
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod status {
     pub(super) const DONE: u32 = 0;
+    pub(super) const INTERRUPTED: u32 = 1;
     pub(super) const CLAIMED: u32 = 2;
     pub(super) const FULL: u32 = 3;
 }
@@ -56,10 +56,21 @@ pub(crate) struct LogHeader {
     pub(crate) reader: crate::claim::Claim,
 }
 
+/// What a section finds its slot by.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    /// The calling thread's area.
+    pub(crate) area: *const Area,
+    /// Where in it the index stands.
+    pub(crate) field: usize,
+    /// The slot of each index the kernel can give; null where there is none.
+    pub(crate) table: *const *mut u8,
+}
+
 /// What is before the first instruction, and where interrupted ones go. `3` is the descriptor, `4` to `5` the section, `6` behind it all.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 macro_rules! section {
-    ([$($body:literal),* $(,)?], $($operands:tt)*) => {
+    ($place:ident, [$($body:literal),* $(,)?], $($operands:tt)*) => {
         std::arch::asm!(
             ".pushsection rseq_descriptors, \"aw\", @progbits",
             ".balign 32",
@@ -71,8 +82,10 @@ macro_rules! section {
             "lea {scratch}, [rip + 3b]",
             "mov qword ptr [{area} + {RSEQ_CS}], {scratch}",
             "4:",
-            "cmp dword ptr [{index_at}], {index:e}",
-            "jne 7f",
+            "mov {slot:e}, dword ptr [{area} + {field}]",
+            "mov {slot}, qword ptr [{table} + {slot} * 8]",
+            "test {slot}, {slot}",
+            "jz 8f",
             $($body,)*
             "5:",
             ".pushsection rseq_aborts, \"ax\", @progbits",
@@ -80,8 +93,7 @@ macro_rules! section {
             ".byte 0x0f, 0xb9, 0x3d",
             ".long {SIGNATURE}",
             "44:",
-            "7:",
-            "mov {status:e}, 1",
+            "mov {status:e}, {INTERRUPTED}",
             "jmp 6f",
             "8:",
             "mov {status:e}, {CLAIMED}",
@@ -93,8 +105,14 @@ macro_rules! section {
             "6:",
             RSEQ_CS = const RSEQ_CS_OFFSET,
             SIGNATURE = const SIGNATURE,
+            INTERRUPTED = const status::INTERRUPTED,
             CLAIMED = const status::CLAIMED,
             FULL = const status::FULL,
+            area = in(reg) $place.area,
+            field = in(reg) $place.field,
+            table = in(reg) $place.table,
+            slot = out(reg) _,
+            scratch = out(reg) _,
             $($operands)*
             options(nostack),
         )
@@ -110,25 +128,22 @@ fn refused(status: u32) -> Refused {
     }
 }
 
-/// Adds to a number of this index's slot.
+/// Adds to the number at `offset` in the slot.
 ///
 /// # Safety
-/// `here` is the calling thread's, and `number` lives in the slot of its index.
+/// `place` is the calling thread's, and its slots have an aligned number at `offset`.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #[inline(always)]
-pub(crate) unsafe fn add(here: Here, number: *const AtomicU64, value: u64) -> Result<(), Refused> {
+pub(crate) unsafe fn add(place: Place, offset: usize, value: u64) -> Result<(), Refused> {
     let status: u32;
     // SAFETY: writes the area's rseq_cs, which is this thread's to write, and one live number. An aligned store is not torn for those
     // who read it as an atomic, and the kernel lets no other thread of this index in between.
     unsafe {
         section!(
-            ["add qword ptr [{number}], {value}"],
-            area = in(reg) here.area,
-            index_at = in(reg) here.index_at,
-            index = in(reg) here.index,
-            number = in(reg) number,
+            place,
+            ["add qword ptr [{slot} + {offset}], {value}"],
+            offset = in(reg) offset,
             value = in(reg) value,
-            scratch = out(reg) _,
             status = out(reg) status,
         );
     }
@@ -138,21 +153,17 @@ pub(crate) unsafe fn add(here: Here, number: *const AtomicU64, value: u64) -> Re
 /// Moves up to `want_bytes` (a multiple of 4) from the top of a stack to `to`, the lowest first, and says how many.
 ///
 /// # Safety
-/// `here` is the calling thread's, `slot` its index's, with as many bytes of items behind its header as its length ever says; `to` has
-/// room for `want_bytes`.
+/// `place` is the calling thread's, its slots have as many bytes of items behind a header as its length ever says; `to` has room for
+/// `want_bytes`.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #[inline(always)]
-pub(crate) unsafe fn pop(
-    here: Here,
-    slot: *const StackHeader,
-    to: *mut u8,
-    want_bytes: u32,
-) -> Result<u32, Refused> {
+pub(crate) unsafe fn pop(place: Place, to: *mut u8, want_bytes: u32) -> Result<u32, Refused> {
     let status: u32;
     let mut taken = want_bytes;
     // SAFETY: reads below the slot's length, writes the caller's buffer, and then the length.
     unsafe {
         section!(
+            place,
             [
                 "cmp dword ptr [{slot}], 0",
                 "jne 8f",
@@ -184,16 +195,11 @@ pub(crate) unsafe fn pop(
                 "25:",
                 "mov dword ptr [{slot} + 4], {left:e}",
             ],
-            area = in(reg) here.area,
-            index_at = in(reg) here.index_at,
-            index = in(reg) here.index,
-            slot = in(reg) slot,
             to = inout(reg) to => _,
             taken = inout(reg) taken,
             left = out(reg) _,
             from = out(reg) _,
             wide = out(xmm_reg) _,
-            scratch = out(reg) _,
             status = out(reg) status,
         );
     }
@@ -203,12 +209,11 @@ pub(crate) unsafe fn pop(
 /// Moves `bytes` (a multiple of 4) from `from` to the top of a stack: all of them or none.
 ///
 /// # Safety
-/// `here` is the calling thread's, `slot` its index's, with `capacity_bytes` of items behind its header; `from` has `bytes`.
+/// `place` is the calling thread's, its slots have `capacity_bytes` of items behind a header; `from` has `bytes`.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #[inline(always)]
 pub(crate) unsafe fn push(
-    here: Here,
-    slot: *const StackHeader,
+    place: Place,
     capacity_bytes: u32,
     from: *const u8,
     bytes: u32,
@@ -217,6 +222,7 @@ pub(crate) unsafe fn push(
     // SAFETY: reads the caller's items, writes between the slot's length and its capacity, and then the length.
     unsafe {
         section!(
+            place,
             [
                 "cmp dword ptr [{slot}], 0",
                 "jne 8f",
@@ -247,40 +253,141 @@ pub(crate) unsafe fn push(
                 "25:",
                 "mov dword ptr [{slot} + 4], {end:e}",
             ],
-            area = in(reg) here.area,
-            index_at = in(reg) here.index_at,
-            index = in(reg) here.index,
-            slot = in(reg) slot,
             capacity = in(reg) capacity_bytes,
             from = inout(reg) from => _,
             rest = inout(reg) bytes => _,
             end = out(reg) _,
             to = out(reg) _,
             wide = out(xmm_reg) _,
-            scratch = out(reg) _,
             status = out(reg) status,
         );
     }
     if status == status::DONE { Ok(()) } else { Err(refused(status)) }
 }
 
-/// Reserves `bytes` of a log, and says where: the count of bytes reserved before.
+/// [`pop`] of one item of 4 or 8 bytes, in a register: so that an item that was just pushed does not go through memory twice. `None` where
+/// the stack is empty.
 ///
 /// # Safety
-/// `here` is the calling thread's and `slot` its index's.
+/// As for [`pop`], and the stack's items are of `T`'s size.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[inline(always)]
+pub(crate) unsafe fn pop_one<T: Copy>(place: Place) -> Result<Option<T>, Refused> {
+    let status: u32;
+    let item: u64;
+    // SAFETY: reads the item below the slot's length, and writes the length.
+    unsafe {
+        if const { size_of::<T>() == 4 } {
+            section!(
+                place,
+                [
+                    "cmp dword ptr [{slot}], 0",
+                    "jne 8f",
+                    "mov {left:e}, dword ptr [{slot} + 4]",
+                    "sub {left:e}, 4",
+                    "jb 9f",
+                    "mov {item:e}, dword ptr [{slot} + {left} + 64]",
+                    "mov dword ptr [{slot} + 4], {left:e}",
+                ],
+                left = out(reg) _,
+                item = out(reg) item,
+                status = out(reg) status,
+            );
+        } else {
+            section!(
+                place,
+                [
+                    "cmp dword ptr [{slot}], 0",
+                    "jne 8f",
+                    "mov {left:e}, dword ptr [{slot} + 4]",
+                    "sub {left:e}, 8",
+                    "jb 9f",
+                    "mov {item}, qword ptr [{slot} + {left} + 64]",
+                    "mov dword ptr [{slot} + 4], {left:e}",
+                ],
+                left = out(reg) _,
+                item = out(reg) item,
+                status = out(reg) status,
+            );
+        }
+        match status {
+            // The low bytes of the register, which come first on this architecture.
+            status::DONE => Ok(Some((&raw const item).cast::<T>().read())),
+            status::FULL => Ok(None),
+            other => Err(refused(other)),
+        }
+    }
+}
+
+/// [`push`] of one item of 4 or 8 bytes, from a register.
+///
+/// # Safety
+/// As for [`push`], and the stack's items are of `T`'s size.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[inline(always)]
+pub(crate) unsafe fn push_one<T: Copy>(place: Place, capacity_bytes: u32, item: T) -> Result<(), Refused> {
+    let status: u32;
+    // SAFETY: writes one item between the slot's length and its capacity, and the length; an item is a plain number of 4 or 8 bytes.
+    unsafe {
+        if const { size_of::<T>() == 4 } {
+            section!(
+                place,
+                [
+                    "cmp dword ptr [{slot}], 0",
+                    "jne 8f",
+                    "mov {end:e}, dword ptr [{slot} + 4]",
+                    "cmp {end:e}, {capacity:e}",
+                    "jae 9f",
+                    "mov dword ptr [{slot} + {end} + 64], {item:e}",
+                    "add {end:e}, 4",
+                    "mov dword ptr [{slot} + 4], {end:e}",
+                ],
+                capacity = in(reg) capacity_bytes,
+                item = in(reg) std::mem::transmute_copy::<T, u32>(&item),
+                end = out(reg) _,
+                status = out(reg) status,
+            );
+        } else {
+            section!(
+                place,
+                [
+                    "cmp dword ptr [{slot}], 0",
+                    "jne 8f",
+                    "mov {end:e}, dword ptr [{slot} + 4]",
+                    "cmp {end:e}, {capacity:e}",
+                    "jae 9f",
+                    "mov qword ptr [{slot} + {end} + 64], {item}",
+                    "add {end:e}, 8",
+                    "mov dword ptr [{slot} + 4], {end:e}",
+                ],
+                capacity = in(reg) capacity_bytes,
+                item = in(reg) std::mem::transmute_copy::<T, u64>(&item),
+                end = out(reg) _,
+                status = out(reg) status,
+            );
+        }
+    }
+    if status == status::DONE { Ok(()) } else { Err(refused(status)) }
+}
+
+/// Reserves `bytes` of a log, and says where: the slot, and the count of bytes reserved before.
+///
+/// # Safety
+/// `place` is the calling thread's, and its slots begin with a header.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #[inline(always)]
 pub(crate) unsafe fn reserve(
-    here: Here,
-    slot: *const LogHeader,
+    place: Place,
     capacity_bytes: u64,
     bytes: u64,
-) -> Result<u64, Refused> {
+) -> Result<(*mut u8, u64), Refused> {
     let status: u32;
     let at: u64;
+    let slot_out: *mut u8;
     // SAFETY: reads the slot's two counts and writes the first.
     unsafe {
         section!(
+            place,
             [
                 "mov {at}, qword ptr [{slot}]",
                 "lea {end}, [{at} + {bytes}]",
@@ -288,52 +395,51 @@ pub(crate) unsafe fn reserve(
                 "sub {scratch}, qword ptr [{slot} + 8]",
                 "cmp {scratch}, {capacity}",
                 "ja 9f",
+                "mov {found}, {slot}",
                 "mov qword ptr [{slot}], {end}",
             ],
-            area = in(reg) here.area,
-            index_at = in(reg) here.index_at,
-            index = in(reg) here.index,
-            slot = in(reg) slot,
             capacity = in(reg) capacity_bytes,
             bytes = in(reg) bytes,
             at = out(reg) at,
+            found = out(reg) slot_out,
             end = out(reg) _,
-            scratch = out(reg) _,
             status = out(reg) status,
         );
     }
-    if status == status::DONE { Ok(at) } else { Err(refused(status)) }
+    if status == status::DONE { Ok((slot_out, at)) } else { Err(refused(status)) }
 }
 
 /// Elsewhere there are none: no thread is ever registered, and if it were, it would take the shared path.
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 mod none {
-    use super::*;
+    use super::{Place, Refused};
 
-    pub(crate) unsafe fn add(_: Here, _: *const AtomicU64, _: u64) -> Result<(), Refused> {
+    pub(crate) unsafe fn add(_: Place, _: usize, _: u64) -> Result<(), Refused> {
         Err(Refused::Claimed)
     }
 
-    pub(crate) unsafe fn pop(_: Here, _: *const StackHeader, _: *mut u8, _: u32) -> Result<u32, Refused> {
+    pub(crate) unsafe fn pop(_: Place, _: *mut u8, _: u32) -> Result<u32, Refused> {
         Err(Refused::Claimed)
     }
 
-    pub(crate) unsafe fn push(
-        _: Here,
-        _: *const StackHeader,
-        _: u32,
-        _: *const u8,
-        _: u32,
-    ) -> Result<(), Refused> {
+    pub(crate) unsafe fn pop_one<T: Copy>(_: Place) -> Result<Option<T>, Refused> {
         Err(Refused::Claimed)
     }
 
-    pub(crate) unsafe fn reserve(_: Here, _: *const LogHeader, _: u64, _: u64) -> Result<u64, Refused> {
+    pub(crate) unsafe fn push(_: Place, _: u32, _: *const u8, _: u32) -> Result<(), Refused> {
+        Err(Refused::Claimed)
+    }
+
+    pub(crate) unsafe fn push_one<T: Copy>(_: Place, _: u32, _: T) -> Result<(), Refused> {
+        Err(Refused::Claimed)
+    }
+
+    pub(crate) unsafe fn reserve(_: Place, _: u64, _: u64) -> Result<(*mut u8, u64), Refused> {
         Err(Refused::Claimed)
     }
 }
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-pub(crate) use none::{add, pop, push, reserve};
+pub(crate) use none::{add, pop, pop_one, push, push_one, reserve};
 
 /// Every critical section of this program, inlined copies too: for debuggers, which must not stop in one, and for tests, which do.
 pub fn critical_sections() -> &'static [CriticalSection] {

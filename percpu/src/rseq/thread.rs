@@ -1,17 +1,13 @@
 //! What a thread knows of itself: where its rseq area is, and which number to go by where it has none.
 //!
-//! A thread that is not registered, has given up, or is ending points to an area that says "no CPU": then the one comparison that bounds
-//! an index is the one that finds out.
+//! One thread-local pointer is all that the hot paths look at: null in a thread that is not registered, has given up, or is ending.
 #![allow(unsafe_code)]
 
 use super::abi::{AREA_BYTES, Area, CPU_ID_OFFSET, MM_CID_OFFSET};
 use super::{registration, sys};
 use std::cell::Cell;
-use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
-
-/// Of a thread without a registration: no CPU. Nobody writes to it.
-static NOBODY: Area = Area::new();
+use std::{io, ptr};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -23,8 +19,11 @@ enum State {
     GivenUp,
 }
 
+/// No kernel has more.
+const MAX_CPU: u32 = 1 << 20;
+
 thread_local! {
-    static AREA: Cell<*const Area> = const { Cell::new(&raw const NOBODY) };
+    static AREA: Cell<*const Area> = const { Cell::new(ptr::null()) };
     static STATE: Cell<State> = const { Cell::new(State::New) };
     static NUMBER: Cell<u32> = const { Cell::new(u32::MAX) };
     static OWN: Own = const { Own { area: Area::new(), registered: Cell::new(false) } };
@@ -49,8 +48,8 @@ impl Own {
 
 impl Drop for Own {
     fn drop(&mut self) {
-        // Destructors that run after this one find no CPU, and take the shared path.
-        AREA.set(&raw const NOBODY);
+        // Destructors that run after this one find no area, and take the shared path.
+        AREA.set(ptr::null());
         STATE.set(State::Asked);
         if self.registered.get() {
             sys::unregister(&self.area);
@@ -76,25 +75,23 @@ pub(crate) enum IndexField {
     ConcurrencyId = MM_CID_OFFSET as usize,
 }
 
-/// The calling thread's area and the index that stood there just now.
-#[derive(Clone, Copy)]
-pub(crate) struct Here {
-    pub(crate) area: *const Area,
-    pub(crate) index_at: *const AtomicU32,
-    pub(crate) index: u32,
+/// The calling thread's area; null where it has none, or has not asked yet.
+#[inline(always)]
+pub(crate) fn area() -> *const Area {
+    AREA.get()
 }
 
-/// Where the calling thread is; an index of `u32::MAX` where it has no area.
+/// The calling thread's index as it was a moment ago; `None` where it has no area.
 #[inline(always)]
-pub(crate) fn here(field: IndexField) -> Here {
+pub(crate) fn index(field: IndexField) -> Option<u32> {
     let area = AREA.get();
+    if area.is_null() && !attach() {
+        return None;
+    }
     const { assert!(MM_CID_OFFSET < AREA_BYTES && CPU_ID_OFFSET < AREA_BYTES) };
-    // SAFETY: `field` is the offset of one of the area's numbers. The area is NOBODY, which is static, or was registered for this
-    // thread: the C library's lives as long as the thread, our own is replaced by NOBODY before it goes.
-    let index_at = unsafe { area.byte_add(field as usize).cast::<AtomicU32>() };
-    // SAFETY: as above; the kernel writes it, and it is read as an atomic.
-    let index = unsafe { &*index_at }.load(Ordering::Relaxed);
-    Here { area, index_at, index }
+    // SAFETY: not null, it was registered for this thread: the C library's lives as long as the thread, our own is replaced by
+    // null before it goes. `field` is the offset of one of its numbers, which the kernel writes, and which is read as an atomic.
+    Some(unsafe { &*AREA.get().byte_add(field as usize).cast::<AtomicU32>() }.load(Ordering::Relaxed))
 }
 
 /// Asks for the thread's area if it has not done so yet; true where that found one.
@@ -104,10 +101,14 @@ pub(crate) fn attach() -> bool {
         return false;
     }
     STATE.set(State::Asked);
-    match registration::find_area() {
-        Some(area) => AREA.set(area),
-        None => return false,
+    let Some(area) = registration::find_area() else { return false };
+    // SAFETY: the registered area of this thread, which lives as long as the thread does.
+    let cpu = unsafe { &(*area).cpu_id }.load(Ordering::Relaxed);
+    // Where registering failed the C library leaves a number there that is no CPU's.
+    if cpu > MAX_CPU {
+        return false;
     }
+    AREA.set(area);
     true
 }
 
@@ -115,7 +116,7 @@ pub(crate) fn attach() -> bool {
 ///
 /// For a thread that was pinned and learns that somebody moves it about.
 pub fn give_up() {
-    AREA.set(&raw const NOBODY);
+    AREA.set(ptr::null());
     STATE.set(State::GivenUp);
 }
 
@@ -137,5 +138,5 @@ pub(crate) fn number() -> u32 {
 pub fn area_address() -> Option<usize> {
     attach();
     let area = AREA.get();
-    (area != &raw const NOBODY).then_some(area as usize)
+    (!area.is_null()).then_some(area as usize)
 }

@@ -1,0 +1,150 @@
+//! Per-CPU data beside what it replaces: thread-locals, atomics, and queues that all threads share.
+#![forbid(unsafe_code)]
+
+use super::packet_memory::pool;
+use bench::{Ticks, per_item};
+use criterion::Criterion;
+use crossbeam_queue::ArrayQueue;
+use nic::{Batch, PortId};
+use percpu::{Counter, Drained, Indexing, Log, Shared, Stack, pin_on_cpu, tsc};
+use std::cell::Cell;
+use std::hint::black_box;
+use std::mem::MaybeUninit;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+const MANY: usize = 1000;
+const BULK: usize = 32;
+
+thread_local! {
+    static LOCAL: Cell<u64> = const { Cell::new(0) };
+}
+
+pub(crate) fn benches(criterion: &mut Criterion<Ticks>) {
+    let mut group = criterion.benchmark_group("per_cpu");
+    group.bench_function("add, thread-local", |bencher| {
+        per_item(bencher, MANY, || {
+            for _ in 0..MANY {
+                LOCAL.set(black_box(LOCAL.get() + 1));
+            }
+        });
+    });
+    group.bench_function("add, Counter", |bencher| {
+        let counter = Counter::new();
+        per_item(bencher, MANY, || (0..MANY).for_each(|_| counter.add(black_box(1))));
+    });
+    group.bench_function("add, atomic", |bencher| {
+        let number = AtomicU64::new(0);
+        per_item(bencher, MANY, || {
+            for _ in 0..MANY {
+                number.fetch_add(black_box(1), Ordering::Relaxed);
+            }
+        });
+    });
+    group.bench_function("pop and push one, Stack", |bencher| {
+        let stack = filled();
+        per_item(bencher, MANY, || {
+            for _ in 0..MANY {
+                let mut hand = [MaybeUninit::uninit()];
+                stack.push(black_box(stack.pop(&mut hand)));
+            }
+        });
+    });
+    group.bench_function("pop and push one, ArrayQueue", |bencher| {
+        let queue = ArrayQueue::new(1024);
+        for item in 0..500_u32 {
+            let _ = queue.push(item);
+        }
+        per_item(bencher, MANY, || {
+            for _ in 0..MANY {
+                let item = black_box(queue.pop());
+                item.map(|item| queue.push(item));
+            }
+        });
+    });
+    group.bench_function("pop and push one, Mutex", |bencher| {
+        let list = Mutex::new((0..500_u32).collect::<Vec<_>>());
+        per_item(bencher, MANY, || {
+            for _ in 0..MANY {
+                let item = black_box(list.lock().ok().and_then(|mut list| list.pop()));
+                let _ = item.map(|item| list.lock().map(|mut list| list.push(item)));
+            }
+        });
+    });
+    group.bench_function(format!("pop and push, bulk {BULK}, Stack"), |bencher| {
+        let stack = filled();
+        per_item(bencher, BULK, || {
+            let mut hand = [MaybeUninit::uninit(); BULK];
+            stack.push(black_box(stack.pop(&mut hand)));
+        });
+    });
+    group.bench_function("write 32 bytes, Log", |bencher| {
+        let log = Log::new(1 << 20);
+        per_item(bencher, MANY, || {
+            for _ in 0..MANY {
+                let _ = log.write(black_box(&[7; 32]));
+            }
+            log.read_all(|record| {
+                black_box(record.len());
+            });
+        });
+    });
+    for pinned in [true, false] {
+        let how = if pinned { "pinned" } else { "not pinned" };
+        let _pinned = pinned.then(|| pin_on_cpu(last_cpu()));
+        group.bench_function(format!("pool: allocate and free, bulk {BULK}, {how}"), |bencher| {
+            let (pool, mut batch) = (pool(), Batch::new());
+            per_item(bencher, BULK, || {
+                pool.allocate_batch(&mut batch, BULK, 60, PortId(0));
+                batch.clear();
+            });
+        });
+    }
+    group.bench_function("drain 32 items of another CPU", |bencher| bencher.iter_custom(drain));
+    group.finish();
+}
+
+fn filled() -> Stack<u32> {
+    let stack = Stack::new(512, 1000, Indexing::Cpu);
+    stack.push(&(0..500).collect::<Vec<u32>>());
+    stack
+}
+
+fn last_cpu() -> usize {
+    percpu::Topology::read().ok().and_then(|found| found.allowed.iter().last()).unwrap_or(0)
+}
+
+/// Ticks for `rounds` drains of the stack of a CPU whose thread is in and out of critical sections all the time.
+fn drain(rounds: u64) -> f64 {
+    // In the shared part, where the thread of the other CPU finds them.
+    let stack = Stack::<u32>::new(512, 1000, Indexing::Cpu);
+    stack.shared().give(&(0..500).collect::<Vec<u32>>());
+    let stop = AtomicBool::new(false);
+    let cpu = last_cpu();
+    let mut ticks = 0;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let _pinned = pin_on_cpu(cpu);
+            while !stop.load(Ordering::Relaxed) {
+                let mut hand = [MaybeUninit::uninit(); BULK];
+                let taken = stack.pop(&mut hand);
+                stack.push(taken);
+            }
+        });
+        let mut done = 0;
+        while done < rounds {
+            if stack.stack_len(cpu) < BULK {
+                std::hint::spin_loop();
+                continue;
+            }
+            let start = tsc::now();
+            if let Drained::Moved(1..) = stack.drain(cpu) {
+                ticks += tsc::now() - start;
+                done += 1;
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    ticks as f64
+}
