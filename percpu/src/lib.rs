@@ -1,7 +1,8 @@
 //! Which CPU am I on, which may I use, and how do I stay there.
 //!
-//! The lowest layer of Isoplane: it knows CPUs and the time stamp counter, and nothing of packets.
+//! The lowest layer of Isoplane: it knows CPUs, the time stamp counter and BPF programs, and nothing of packets.
 
+pub mod bpf;
 pub mod cpu_list;
 pub mod pin;
 mod sys;
