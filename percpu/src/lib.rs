@@ -8,6 +8,7 @@ pub mod pin;
 mod sys;
 pub mod topology;
 pub mod tsc;
+pub mod veto;
 
 pub use cpu_list::CpuList;
 pub use pin::{PinError, Pinned, pin_on_cpu};
