@@ -25,7 +25,7 @@ impl fmt::Display for Outsider {
         write!(f, "affinity was changed from outside: {mask_before} -> {mask_now}, ")?;
         match moved_to {
             Some(cpu) => write!(f, "moved from CPU {cpu_pinned} to CPU {cpu}")?,
-            None => write!(f, "still on CPU {cpu_pinned}")?,
+            None => write!(f, "now on CPU {cpu_pinned}")?,
         }
         if mask_now.iter().eq([*cpu_pinned]) {
             return Ok(());
@@ -52,11 +52,11 @@ mod tests {
         };
         assert_eq!(
             outsider.to_string(),
-            "affinity was changed from outside: 1 -> 0-1, still on CPU 1: \"taskset -pc 1 77\" puts it back"
+            "affinity was changed from outside: 1 -> 0-1, now on CPU 1: \"taskset -pc 1 77\" puts it back"
         );
         outsider.moved_to = Some(0);
         assert!(outsider.to_string().contains("1 -> 0-1, moved from CPU 1 to CPU 0: "), "{outsider}");
         (outsider.mask_before, outsider.mask_now, outsider.moved_to) = (list("0-1"), list("1"), None);
-        assert_eq!(outsider.to_string(), "affinity was changed from outside: 0-1 -> 1, still on CPU 1");
+        assert_eq!(outsider.to_string(), "affinity was changed from outside: 0-1 -> 1, now on CPU 1");
     }
 }
