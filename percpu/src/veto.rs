@@ -59,15 +59,27 @@ pub enum VetoError {
         /// The security modules there are.
         lsms: String,
     },
-    /// Not root, or the kernel is locked down.
+    /// Not root.
     #[error(
-        "cannot forbid changes of affinity: {what}: {source}: run as root, or \"setcap cap_bpf,cap_perfmon+ep PROGRAM\"; a kernel that refuses root too is locked down or runs in a container that forbids bpf(2)"
+        "cannot forbid changes of affinity: {what}: {source}: run as root, or \"setcap cap_bpf,cap_perfmon+ep PROGRAM\""
     )]
     Privilege {
         /// What was refused.
         what: &'static str,
         /// What the kernel answered.
         source: io::Error,
+    },
+    /// Root, and refused all the same: a sandbox, or a kernel that is locked down.
+    #[error(
+        "cannot forbid changes of affinity: {what}: {source}, though run as root: it takes a kernel that is started with \"lsm={lsms},bpf\" and lets root load BPF LSM programs"
+    )]
+    Forbidden {
+        /// What was refused.
+        what: &'static str,
+        /// What the kernel answered.
+        source: io::Error,
+        /// The security modules there are.
+        lsms: String,
     },
     /// The kernel's thread numbers are not known here.
     #[error(
@@ -150,14 +162,18 @@ struct Loaded {
     _link: OwnedFd,
 }
 
-/// What kernels have by default, where it cannot be read (securityfs is not mounted).
+/// The security modules other than BPF; "..." where they cannot be read (securityfs is not mounted).
 fn lsms() -> String {
-    let text = fs::read_to_string(LSM_LIST).map(|text| text.trim().to_owned());
-    text.ok().filter(|text| !text.is_empty()).unwrap_or_else(|| "...".into())
+    let text = fs::read_to_string(LSM_LIST).unwrap_or_default();
+    let others: Vec<&str> = text.trim().split(',').filter(|name| !["", "bpf"].contains(name)).collect();
+    if others.is_empty() { "...".into() } else { others.join(",") }
 }
 
 fn refused(what: &'static str) -> impl FnOnce(io::Error) -> VetoError {
     move |source| match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) if nix::unistd::geteuid().is_root() => {
+            VetoError::Forbidden { what, source, lsms: lsms() }
+        }
         Some(libc::EPERM | libc::EACCES) => VetoError::Privilege { what, source },
         _ => VetoError::Refused { what, source },
     }
@@ -192,12 +208,8 @@ impl Veto {
             attach_btf_id: hook,
         };
         let program = Program::load(&spec, &instructions(&threads, pid)?).map_err(|error| {
-            match error.source.raw_os_error() {
-                Some(libc::EPERM | libc::EACCES) if error.verifier.is_empty() => {
-                    VetoError::Privilege { what: "no BPF program", source: error.source }
-                }
-                _ => error.into(),
-            }
+            // Without a word of the verifier it was not even read.
+            if error.verifier.is_empty() { refused("no BPF program")(error.source) } else { error.into() }
         })?;
         let link = attach_hook(&program).map_err(refused("no BPF program on the hook"))?;
         let veto = Self(Arc::new(Loaded { threads, _program: program, _link: link }));
@@ -266,12 +278,14 @@ mod tests {
     #[test]
     fn each_refusal_is_one_line_with_the_way_out() {
         let lsms = "lockdown,yama".to_owned();
+        let denied = || io::Error::from_raw_os_error(libc::EPERM);
         let errors = [
             (VetoError::NotEnabled { lsms: lsms.clone() }, "\"lsm=lockdown,yama,bpf\""),
             (VetoError::NotBuilt { lsms }, "CONFIG_BPF_LSM=y"),
+            (VetoError::Privilege { what: "no BPF map", source: denied() }, "setcap cap_bpf,cap_perfmon+ep"),
             (
-                refused("no BPF map")(io::Error::from_raw_os_error(libc::EPERM)),
-                "setcap cap_bpf,cap_perfmon+ep",
+                VetoError::Forbidden { what: "no BPF map", source: denied(), lsms: "yama".into() },
+                "\"lsm=yama,bpf\"",
             ),
             (VetoError::PidNamespace, "--pid=host"),
         ];

@@ -165,3 +165,50 @@ pub(super) fn open_migrations(tid: libc::pid_t, key: u64) -> io::Result<OwnedFd>
     // SAFETY: new, and nobody else's.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::signal::{Signal, raise};
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, ExitStatus};
+
+    /// Says what the process below should have had before.
+    const BEFORE: &str = "ISOPLANE_TEST_SIGTRAP";
+    static PASSED_ON: AtomicU32 = AtomicU32::new(0);
+
+    extern "C" fn count(_: libc::c_int) {
+        PASSED_ON.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// No test, but what the next one runs: in this process other tests have SIGTRAP already.
+    #[test]
+    #[ignore = "another process"]
+    fn a_breakpoint() {
+        let Ok(before) = std::env::var(BEFORE) else { return };
+        let handler = match &*before {
+            "ignored" => libc::SIG_IGN,
+            "handled" => count as extern "C" fn(libc::c_int) as libc::sighandler_t,
+            _ => libc::SIG_DFL,
+        };
+        // SAFETY: the handler only counts.
+        unsafe { libc::signal(libc::SIGTRAP, handler) };
+        install_handler().unwrap();
+        raise(Signal::SIGTRAP).unwrap();
+        assert_eq!(PASSED_ON.load(Ordering::Relaxed), u32::from(before == "handled"));
+    }
+
+    #[test]
+    fn a_signal_that_is_somebody_elses_does_what_it_did_before() {
+        let end = |before: &str| -> ExitStatus {
+            let test = concat!(module_path!(), "::a_breakpoint");
+            let (_, test) = test.split_once("::").unwrap();
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command.args(["--ignored", "--exact", test]).env(BEFORE, before);
+            command.output().unwrap().status
+        };
+        assert_eq!(end("default").signal(), Some(libc::SIGTRAP));
+        assert!(end("ignored").success());
+        assert!(end("handled").success());
+    }
+}
