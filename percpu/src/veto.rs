@@ -222,8 +222,9 @@ impl Veto {
     fn prove(&self) -> Result<(), VetoError> {
         let proof = self.protect(nix::unistd::gettid().as_raw())?;
         let what = "cannot set this thread's own affinity";
-        let mask = sys::get_affinity().map_err(refused(what))?;
-        sys::set_affinity(&mask).map_err(refused(what))?;
+        let refused = |source| VetoError::Refused { what, source };
+        let mask = sys::get_affinity().map_err(refused)?;
+        sys::set_affinity(&mask).map_err(refused)?;
         if proof.number(ALLOWED) > 0 { Ok(()) } else { Err(VetoError::NotEnabled { lsms: lsms() }) }
     }
 

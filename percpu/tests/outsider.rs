@@ -30,13 +30,18 @@ fn the_pinned_process() {
         return;
     }
     let mut pinned: Option<Pinned> = None;
+    let mut kept = Vec::new();
     for line in std::io::stdin().lines().map_while(Result::ok) {
-        let answer = obey(&line, &mut pinned).unwrap_or_else(|error| error.to_string());
+        let answer = obey(&line, &mut pinned, &mut kept).unwrap_or_else(|error| error.to_string());
         println!("{ANSWER}{answer}");
     }
 }
 
-fn obey(line: &str, slot: &mut Option<Pinned>) -> Result<String, Box<dyn std::error::Error>> {
+fn obey(
+    line: &str,
+    slot: &mut Option<Pinned>,
+    kept: &mut Vec<Veto>,
+) -> Result<String, Box<dyn std::error::Error>> {
     if let Some(cpu) = line.strip_prefix("pin ") {
         *slot = Some(pin_on_cpu(cpu.parse()?)?);
         return Ok(nix::unistd::gettid().to_string());
@@ -50,6 +55,10 @@ fn obey(line: &str, slot: &mut Option<Pinned>) -> Result<String, Box<dyn std::er
             // Dropped here: the guard's protection must keep it going.
             let veto = Veto::load()?;
             pinned.forbid_outsiders(&veto).map(|()| "forbidden".to_owned())?
+        }
+        "forbid by one that stays" => {
+            kept.push(Veto::load()?);
+            pinned.forbid_outsiders(&kept[kept.len() - 1]).map(|()| "forbidden".to_owned())?
         }
         "refused" => pinned.refused().to_string(),
         "from within" => {
@@ -271,6 +280,11 @@ fn can_veto(test: &str) -> bool {
             eprintln!("SKIPPED {test}: needs root for BPF programs");
             false
         }
+        Err(VetoError::NotEnabled { .. })
+            if fs::read_to_string("/sys/kernel/security/lsm").is_ok_and(|list| list.contains("bpf")) =>
+        {
+            panic!("the kernel runs BPF LSM, and our program is not called");
+        }
         Err(
             error @ (VetoError::NotBuilt { .. } | VetoError::NotEnabled { .. } | VetoError::Forbidden { .. }),
         ) => {
@@ -307,7 +321,12 @@ fn namespace_the_veto_refuses_outsiders_and_nobody_else() {
     let main = Pid::from_raw(other.child.id() as i32);
     assert_ne!(main, thread);
     set_affinity(main, &both).unwrap();
-    // It ends with the guard.
+    // It ends with the guard, whether the program is gone with it or stays.
+    assert_eq!(other.order("unpin"), "unpinned");
+    set_affinity(thread, &both).unwrap();
+    other.pin(two);
+    assert_eq!(other.order("forbid by one that stays"), "forbidden");
+    assert_eq!(set_affinity(thread, &both), Err(nix::errno::Errno::EPERM));
     assert_eq!(other.order("unpin"), "unpinned");
     set_affinity(thread, &both).unwrap();
 }
