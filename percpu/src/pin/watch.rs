@@ -162,6 +162,9 @@ fn processor_of(tid: i32) -> Option<usize> {
 }
 
 /// Looks after a pinned thread from another one, so that the pinned thread makes no system call for it.
+///
+/// It is right as long as the guard lives. A guard that was forgotten (`std::mem::forget`) never ends: when its thread has, the
+/// thread's number may become another's.
 #[derive(Clone, Debug)]
 pub struct Watch(Arc<Stay>);
 
