@@ -169,7 +169,7 @@ relevant_lines() {
 # The first word that occurs in the reason decides. CONTRIBUTING.md lists them: keep both alike.
 readonly lacks=(root:lacks_root install:lacks_apt real-time:lacks_real_time namespace:lacks_namespaces
     AF_XDP:lacks_af_xdp veth:lacks_veth hugepage:lacks_hugepages offline:lacks_cpu_hotplug CPU:lacks_second_cpu
-    XDP_MAX_TX_SKB_BUDGET:lacks_linux_6_17)
+    XDP_MAX_TX_SKB_BUDGET:lacks_linux_6_17 BTF:lacks_btf "BPF LSM:lacks_bpf_lsm" cpuset:lacks_cpusets)
 lacks_root() { [[ ! $root ]]; }
 # What apt can install, this script has installed.
 lacks_apt() { [[ ! $root ]] || ! has apt-get; }
@@ -181,6 +181,13 @@ lacks_second_cpu() { (($(nproc) < 2)); }
 # The kernel may still refuse what it offers.
 lacks_cpu_hotplug() { [[ ! $root ]] || (($(nproc) < 2)) || ! compgen -G '/sys/devices/system/cpu/cpu[1-9]*/online' >/dev/null; }
 lacks_linux_6_17() { printf '6.17\n%s\n' "$(uname -r)" | sort -VC && return 1 || return 0; }
+lacks_btf() { [[ ! -r /sys/kernel/btf/vmlinux ]]; }
+# Built in, enabled, and allowed: bpftool tries to load a program. Where it cannot say, the list of security modules must.
+lacks_bpf_lsm() {
+    has bpftool && bpftool feature probe kernel 2>/dev/null | grep -q 'program_type lsm is NOT available' && return
+    ! unshare --mount sh -c 'mount -t securityfs none /mnt && grep -qw bpf /mnt/lsm' 2>/dev/null
+}
+lacks_cpusets() { ! grep -qw cpuset /proc/self/cgroup && ! grep -qsw cpuset /sys/fs/cgroup/cgroup.controllers; }
 # Asks for one page more than there are, and puts the number back.
 lacks_hugepages() {
     local pool=/sys/kernel/mm/hugepages/hugepages-2048kB before after

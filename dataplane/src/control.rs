@@ -1,6 +1,6 @@
 //! The control core: what is not moving packets, on a CPU of its own.
 //!
-//! It watches the links, brings counters up to date, draws the table, and ends the run when the time is over, a signal asks for it, every
+//! It watches the links and the workers' affinity, brings counters up to date, draws the table, and ends the run when the time is over, a signal asks for it, every
 //! worker has ended, or every port is gone.
 #![forbid(unsafe_code)]
 
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 /// How long the control core sleeps at most: link changes are noticed this soon.
 const CONTROL_PERIOD: Duration = Duration::from_millis(100);
-/// How often the ports' counters are brought up to date, drawn or not.
+/// How often the ports' counters are brought up to date, drawn or not, and the workers' affinity is looked at.
 const REFRESH_PERIOD: Duration = Duration::from_secs(1);
 
 /// Runs until the end; gives the port whose loss ended the run, if that is what did.
@@ -45,6 +45,7 @@ pub(crate) fn run(
         if draw || elapsed >= next_refresh {
             next_refresh = elapsed + REFRESH_PERIOD;
             registry.ports.iter_mut().for_each(|entry| entry.port.refresh());
+            watch_affinity(registry);
         }
         if draw {
             table.draw(registry, elapsed);
@@ -69,6 +70,8 @@ pub(crate) fn run(
         }
         signals.wait(until.saturating_sub(start.elapsed()));
     };
+    // As long as the workers are there.
+    watch_affinity(registry);
     state.stop.store(true, Ordering::Relaxed);
     // What happened since the last look; the workers may have ended because of it.
     watch_links(registry, state);
@@ -95,6 +98,23 @@ fn watch_links(registry: &mut Registry, state: &RunState) {
             LinkState::Gone(reason) => tracing::error!("{} has stopped: {reason}", entry.port.name()),
         }
         entry.link = link;
+    }
+}
+
+/// A worker makes no system calls, so it is asked after from here. It goes on wherever it is: what it loses is its CPU.
+fn watch_affinity(registry: &mut Registry) {
+    for (index, worker) in registry.workers.iter_mut().enumerate() {
+        let Some(watch) = &worker.watch else { continue };
+        let result = watch.check();
+        worker.affinity_changes = watch.changes();
+        match result {
+            Ok(None) => {}
+            Ok(Some(outsider)) => tracing::warn!("worker {index}: {outsider}"),
+            Err(error) => {
+                tracing::warn!("worker {index}: its affinity cannot be watched any more: {error}");
+                worker.watch = None;
+            }
+        }
     }
 }
 

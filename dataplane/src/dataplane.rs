@@ -16,7 +16,9 @@ use crate::worker::{RunState, Worker};
 use crossbeam_queue::ArrayQueue;
 use nic::port::{OpenContext, PortGone, RxQueue, TxQueue};
 use nic::{Pool, PortId};
+use percpu::pin::Watch;
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
@@ -78,7 +80,9 @@ impl Dataplane {
             tx.push(open.tx.into_iter().map(Some).collect());
         }
         let cpus = plan.placement.workers.iter();
-        registry.workers = cpus.map(|&cpu| WorkerEntry { cpu, counters: Arc::default() }).collect();
+        registry.workers = cpus
+            .map(|&cpu| WorkerEntry { cpu, counters: Arc::default(), watch: None, affinity_changes: 0 })
+            .collect();
         Ok(Self { plan, pool, dealt, registry, rx, tx, infos: infos.into(), signals })
     }
 
@@ -105,7 +109,10 @@ impl Dataplane {
         let mut table = Table::new(&self.plan.args);
         let mut started = Instant::now();
         let mut result =
-            Crew::start(workers, &self.plan.placement.workers, &state, &self.signals).and_then(|crew| {
+            Crew::start(workers, &self.plan.placement.workers, &state, &self.signals).and_then(|mut crew| {
+                for (entry, watch) in self.registry.workers.iter_mut().zip(crew.watches.drain(..)) {
+                    entry.watch = Some(watch);
+                }
                 // Only now: threads inherit the affinity mask of the one that makes them. A control CPU nobody asked for is
                 // a wish.
                 let pinned = percpu::pin_on_cpu(self.plan.placement.control);
@@ -189,6 +196,8 @@ impl Dataplane {
 /// The worker threads.
 struct Crew<A> {
     threads: Vec<JoinHandle<Joined<A>>>,
+    /// Of their affinity, in the order of the workers.
+    watches: Vec<Watch>,
     state: Arc<RunState>,
 }
 
@@ -200,7 +209,7 @@ impl<A: Application + 'static> Crew<A> {
         state: &Arc<RunState>,
         signals: &Signals,
     ) -> Result<Self, Error> {
-        let mut crew = Self { threads: Vec::new(), state: Arc::clone(state) };
+        let mut crew = Self { threads: Vec::new(), watches: Vec::new(), state: Arc::clone(state) };
         let (ready, all_ready) = mpsc::channel();
         let mut starts = Vec::new();
         for (index, (worker, &cpu)) in workers.into_iter().zip(cpus).enumerate() {
@@ -211,7 +220,10 @@ impl<A: Application + 'static> Crew<A> {
             let body = move || {
                 let _at_the_end = AtTheEnd { waker, state };
                 let (_pinned, result) = match percpu::pin_on_cpu(cpu) {
-                    Ok(pinned) => (Some(pinned), Ok(())),
+                    Ok(pinned) => {
+                        let watch = pinned.watch();
+                        (Some(pinned), Ok((index, watch)))
+                    }
                     Err(source) => (None, Err(Error::Pin { worker: index, source })),
                 };
                 let _ = ready.send(result);
@@ -224,12 +236,14 @@ impl<A: Application + 'static> Crew<A> {
             starts.push(start);
         }
         drop(ready);
-        let pinned: Result<(), Error> = all_ready.iter().take(crew.threads.len()).collect();
+        let pinned: Result<BTreeMap<usize, Watch>, Error> =
+            all_ready.iter().take(crew.threads.len()).collect();
         if pinned.is_err() {
             state.stop.store(true, Ordering::Relaxed);
         }
         drop(starts);
-        pinned.map(|()| crew)
+        crew.watches = pinned?.into_values().collect();
+        Ok(crew)
     }
 
     fn is_finished(&self) -> bool {
@@ -287,6 +301,7 @@ fn worker_report(entry: &WorkerEntry, gap: &LoopGap) -> WorkerReport {
         tsc_per_packet: per_packet.is_finite().then_some((per_packet * 100.0).round() / 100.0),
         turns: entry.counters.turns.get(),
         loop_gap_ns: gap.percentiles_ns(),
+        affinity_changes: entry.affinity_changes,
     }
 }
 

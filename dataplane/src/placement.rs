@@ -24,7 +24,7 @@ impl Placement {
     ) -> Result<Self, Error> {
         let asked = workers.into_iter().flat_map(CpuList::iter).chain(control);
         if let Some(why) = asked.into_iter().find_map(|cpu| topology.why_unusable(cpu)) {
-            return Err(Error::Configuration(why));
+            return Err(Error::Configuration(why.to_string()));
         }
         let allowed: Vec<usize> = topology.allowed.iter().collect();
         let Some(&first) = allowed.first() else {
@@ -72,7 +72,12 @@ mod tests {
 
     fn topology(allowed: &str) -> Topology {
         let list = |text: &str| text.parse().unwrap();
-        Topology { possible: list("0-7"), online: list("0-7"), allowed: list(allowed) }
+        Topology {
+            possible: list("0-7"),
+            online: list("0-7"),
+            cpuset: Some(list("0-7")),
+            allowed: list(allowed),
+        }
     }
 
     fn choose(

@@ -4,6 +4,7 @@
 use crate::worker::WorkerCounters;
 use nic::port::{LinkState, Port};
 use nic::{DropReason, QueueCounters};
+use percpu::pin::Watch;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,6 +21,10 @@ pub(crate) struct PortEntry {
 pub(crate) struct WorkerEntry {
     pub(crate) cpu: usize,
     pub(crate) counters: Arc<WorkerCounters>,
+    /// Looks after its affinity; `None` before it runs.
+    pub(crate) watch: Option<Watch>,
+    /// How often somebody else changed that.
+    pub(crate) affinity_changes: u64,
 }
 
 /// All counters of a run.

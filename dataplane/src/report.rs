@@ -59,6 +59,8 @@ pub struct WorkerReport {
     pub turns: u64,
     /// How long it was away from polling.
     pub loop_gap_ns: LoopGapNs,
+    /// How often somebody else changed its affinity mask, as far as was seen: the control core looks once a second.
+    pub affinity_changes: u64,
 }
 
 /// The packet memory.

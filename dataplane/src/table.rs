@@ -175,6 +175,10 @@ impl Table {
                 let _ = write!(text, " {:>9}", duration_text(ns));
             }
             let _ = writeln!(text);
+            if worker.affinity_changes > 0 {
+                let changes = format!("affinity changed from outside, {} times", worker.affinity_changes);
+                let _ = writeln!(text, "    {}", self.paint("31", &changes));
+            }
         }
         let pool = &report.pool;
         let leaked = format!("{} leaked", pool.leaked);

@@ -1,11 +1,12 @@
 //! Which CPU am I on, which may I use, how do I stay there, and how do I have data of its own for it.
 //!
-//! The lowest layer of Isoplane: it knows CPUs and the time stamp counter, and nothing of packets. `docs/percpu.md` tells in ten minutes how its
+//! The lowest layer of Isoplane: it knows CPUs, the time stamp counter and BPF programs, and nothing of packets. `docs/percpu.md` tells in ten minutes how its
 //! per-CPU data works; `examples/requests.rs` uses it.
 //!
 //! `unsafe` is in the modules that touch memory several threads write, or ask the kernel: `rseq`, `slots`, `counter`, `stack`, `depot`,
 //! `log`, `membarrier`, `sys`, `tsc`.
 
+pub mod bpf;
 mod claim;
 pub mod counter;
 pub mod cpu_list;
@@ -22,6 +23,7 @@ mod sync;
 mod sys;
 pub mod topology;
 pub mod tsc;
+pub mod veto;
 
 pub use counter::{Counter, Counters};
 pub use cpu_list::CpuList;

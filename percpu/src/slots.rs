@@ -6,10 +6,10 @@
 //! without an rseq area.
 #![allow(unsafe_code)]
 
-use crate::Topology;
 use crate::rseq::registration::{Registration, has_concurrency_ids, registration};
 use crate::rseq::section::Place;
 use crate::rseq::thread::{self, IndexField};
+use crate::topology;
 use std::alloc::{self, Layout};
 use std::ptr::{self, NonNull};
 
@@ -42,10 +42,7 @@ pub(crate) struct Indices {
 
 impl Indices {
     pub(crate) fn new(indexing: Indexing) -> Self {
-        let topology = Topology::read().ok();
-        let possible =
-            topology.as_ref().and_then(|found| found.possible.iter().last()).map_or(1, |last| last + 1);
-        let allowed = topology.as_ref().map_or(possible, |found| found.allowed.len().max(1));
+        let (possible, allowed) = topology::counts();
         let ids = has_concurrency_ids()
             && match indexing {
                 Indexing::Auto => allowed * 2 <= possible,

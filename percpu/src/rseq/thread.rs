@@ -112,12 +112,19 @@ pub(crate) fn attach() -> bool {
     true
 }
 
-/// From now on the calling thread does without per-CPU data, for good: every structure takes its shared path for it.
+/// From now on the calling thread does without per-CPU data: every structure takes its shared path for it.
 ///
-/// For a thread that was pinned and learns that somebody moves it about.
+/// For a thread that was pinned and learns that somebody moves it about ([`Policy::GiveUp`](crate::pin::Policy)).
 pub fn give_up() {
     AREA.set(ptr::null());
     STATE.set(State::GivenUp);
+}
+
+/// Ends what [`give_up`] began: for a thread that is pinned anew.
+pub fn take_up_again() {
+    if has_given_up() {
+        STATE.set(State::New);
+    }
 }
 
 /// True where the calling thread has called [`give_up`].
