@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs every test of the project: format, lints, docs, unit and property tests, loom, tests in network namespaces, the
-# release build, and the demo. See "Testing" in CONTRIBUTING.md.
+# Runs every test of the project: format, lints, docs, unit and property tests, loom, tests in network namespaces and in a
+# guest, the release build, and the demo. See "Testing" in CONTRIBUTING.md.
 #
 #   ./test.sh           everything; every property test for 10 s, floods, starts and kills for about as long
 #   ./test.sh --long    every property test for 60 s, and many times the rounds of floods, starts and kills
@@ -167,7 +167,7 @@ relevant_lines() {
 
 # A test may skip itself only for what this table names, and only where the probe finds that the machine lacks it.
 # The first word that occurs in the reason decides. CONTRIBUTING.md lists them: keep both alike.
-readonly lacks=(root:lacks_root install:lacks_apt real-time:lacks_real_time namespace:lacks_namespaces
+readonly lacks=(QEMU:lacks_guest root:lacks_root install:lacks_apt real-time:lacks_real_time namespace:lacks_namespaces
     AF_XDP:lacks_af_xdp veth:lacks_veth hugepage:lacks_hugepages offline:lacks_cpu_hotplug CPU:lacks_second_cpu
     XDP_MAX_TX_SKB_BUDGET:lacks_linux_6_17 BTF:lacks_btf "BPF LSM:lacks_bpf_lsm" cpuset:lacks_cpusets)
 lacks_root() { [[ ! $root ]]; }
@@ -178,6 +178,14 @@ lacks_namespaces() { ! unshare --net true 2>/dev/null; }
 lacks_af_xdp() { ! grep -q '^XDP ' /proc/net/protocols; }
 lacks_veth() { ! unshare --net ip link add probe type veth peer name ebborp 2>/dev/null; }
 lacks_second_cpu() { (($(nproc) < 2)); }
+# What bench/vm/fetch.sh needs: an x86-64 machine with apt, and an archive that answers.
+lacks_guest() {
+    [[ $(uname -m) != x86_64 ]] && return
+    { has apt-get && has dpkg-deb; } || return 0
+    local uri
+    uri=$(apt-get --print-uris update 2>/dev/null | awk -F "'" '{ print $2; exit }')
+    ! timeout 60 /usr/lib/apt/apt-helper -o APT::Sandbox::User= download-file "$uri" "$logs/archive" >/dev/null 2>&1
+}
 # The kernel may still refuse what it offers.
 lacks_cpu_hotplug() { [[ ! $root ]] || (($(nproc) < 2)) || ! compgen -G '/sys/devices/system/cpu/cpu[1-9]*/online' >/dev/null; }
 lacks_linux_6_17() { printf '6.17\n%s\n' "$(uname -r)" | sort -VC && return 1 || return 0; }
@@ -280,7 +288,7 @@ smoke() {
 
 lints() {
     cargo clippy --locked --workspace --all-targets -- -D warnings || return
-    shellcheck test.sh .ci/run bench/peers/*.sh
+    shellcheck test.sh .ci/run bench/peers/*.sh bench/vm/fetch.sh bench/vm/init
 }
 
 # Loom tries interleavings, which wants optimised code; link-time optimisation would only cost time.
@@ -293,6 +301,12 @@ loom() {
 namespace_tests() {
     cargo build --locked --workspace --bins || return
     cargo test --locked --workspace --tests --no-fail-fast -- namespace_ --test-threads=1 --nocapture
+}
+
+# Machines that QEMU plays. Where it cannot be had (3), the tests skip themselves.
+guest_tests() {
+    bench/vm/fetch.sh || (($? == 3)) || return 1
+    cargo test --locked -p bench --test vm --no-fail-fast -- guest_ --nocapture
 }
 
 # The property tests, by their names' beginning, one after the other on each CPU.
@@ -322,7 +336,7 @@ campaign() {
 }
 
 export logs root campaign_seconds
-export -f has lints campaign campaigns loom namespace_tests host_state nothing_left_behind smoke
+export -f has lints campaign campaigns loom namespace_tests guest_tests host_state nothing_left_behind smoke
 
 # A function, so that bash has read the whole file before it begins: it may be edited meanwhile.
 main() {
@@ -331,11 +345,12 @@ main() {
     stage "format" 2 cargo fmt --all --check
     stage "lints" 15 lints
     stage "docs" 10 env RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
-    stage "unit tests" 15 cargo test --locked --workspace --no-fail-fast -- --skip namespace_ --show-output
+    stage "unit tests" 15 cargo test --locked --workspace --no-fail-fast -- --skip namespace_ --skip guest_ --show-output
     stage "property tests" $((long ? 60 : 10)) campaigns
     stage "loom" 15 loom
     host_state >"$logs/host-before.txt"
     stage "namespace tests" $((long ? 120 : 15)) namespace_tests
+    stage "guest tests" 10 guest_tests
     stage "nothing left" 1 nothing_left_behind "$logs/host-before.txt"
     stage "release build" 15 cargo build --locked --workspace --bins --release
     stage "demo" 2 smoke

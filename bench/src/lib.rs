@@ -2,6 +2,7 @@
 //! made and counted by the kernel's XDP and not by the code under test.
 
 mod ticks;
+pub mod vm;
 pub mod xdp;
 
 pub use ticks::{Ticks, criterion, per_item};

@@ -1,0 +1,79 @@
+//! What can go wrong with a guest, each in one line and, where the guest was at fault, the lines of its console that matter.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+use thiserror::Error;
+
+/// Why a guest gave no report.
+#[derive(Debug, Error)]
+pub enum VmError {
+    /// `bench/vm/fetch.sh` has not run, or was interrupted.
+    #[error("no QEMU in {}: run bench/vm/fetch.sh", .0.display())]
+    NotFetched(PathBuf),
+    /// A static program could not be built.
+    #[error("cannot build {program} for the guest: {why}")]
+    Build {
+        /// The name of the binary.
+        program: String,
+        /// What cargo said last.
+        why: String,
+    },
+    /// A number or name that QEMU, the kernel or the initramfs would not take.
+    #[error("a guest cannot have {0}")]
+    Invalid(String),
+    /// A file of the host could not be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    File {
+        /// `read`, `write`, `start`.
+        action: &'static str,
+        /// The file in question.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The guest's kernel panicked.
+    #[error("guest {guest}: {reason}\n{console}")]
+    Panicked {
+        /// The name it was given.
+        guest: String,
+        /// The kernel's own line.
+        reason: String,
+        /// What the console says of it, and where all of it is.
+        console: String,
+    },
+    /// The guest was not done in time, and has been killed.
+    #[error("guest {guest}: not done after {limit:?}, killed\n{console}")]
+    TimedOut {
+        /// The name it was given.
+        guest: String,
+        /// The time it was given.
+        limit: Duration,
+        /// What the console says of it, and where all of it is.
+        console: String,
+    },
+    /// QEMU ended, but not because the guest was done.
+    #[error("guest {guest}: ended ({status}) before its commands were done\n{console}")]
+    Ended {
+        /// The name it was given.
+        guest: String,
+        /// QEMU's exit status.
+        status: String,
+        /// What the console says of it, and where all of it is.
+        console: String,
+    },
+    /// A command in the guest failed.
+    #[error("guest {guest}: \"{command}\" ended with status {status}{}\n{console}",
+        if *status == 127 { ": not in the guest, or not static" } else { "" })]
+    Command {
+        /// The name it was given.
+        guest: String,
+        /// The line of shell.
+        command: String,
+        /// Its exit status, 128 + n where signal n killed it.
+        status: u32,
+        /// What the console says of it, and where all of it is.
+        console: String,
+    },
+}

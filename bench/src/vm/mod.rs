@@ -1,0 +1,30 @@
+//! A guest for tests: what a test must not do to the machine it runs on (take a CPU off line, break the kernel), and what that
+//! machine's kernel lacks, runs under QEMU on a packaged Debian kernel.
+//!
+//! `bench/vm/fetch.sh` puts QEMU, the kernel and busybox into `target/vm` once. A [`Guest`] boots with an initramfs made on the
+//! spot, runs commands (static programs, or lines of shell), and gives back what they printed, [`CheckResult`]s among it. It boots in 4 to
+//! 9 s, so one boot runs many checks. QEMU interprets the guest's instructions, and its host may be busy: nothing measured in here
+//! says anything about speed.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), bench::vm::VmError> {
+//! let kit = bench::vm::Kit::find()?;
+//! let report = bench::vm::Guest::new("hello").cpus(2).run("echo RESULT hello ok").boot(&kit)?;
+//! assert_eq!(report.results[0].name, "hello");
+//! # Ok(())
+//! # }
+//! ```
+
+mod cpio;
+mod error;
+mod guest;
+mod kit;
+mod program;
+mod report;
+mod sys;
+
+pub use error::VmError;
+pub use guest::Guest;
+pub use kit::Kit;
+pub use program::build_static;
+pub use report::{CheckResult, Outcome, Report};

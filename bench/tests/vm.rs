@@ -1,0 +1,129 @@
+//! Tests in a guest, and of the guest: see `bench::vm` and CONTRIBUTING.md.
+//!
+//! The checks themselves are in `bench/vm/guest`. They are one test here, since they share one boot.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)]
+
+use bench::vm::{Guest, Kit, Outcome, VmError, build_static};
+use std::env;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What was fetched; where nothing was, the test is skipped.
+fn kit(test: &str) -> Option<Kit> {
+    match Kit::find() {
+        Ok(kit) => Some(kit),
+        Err(error) => {
+            eprintln!("SKIPPED {test}: {error}");
+            None
+        }
+    }
+}
+
+#[test]
+fn guest_checks() {
+    let Some(kit) = kit("guest_checks") else { return };
+    let program = build_static("guest", "guest").unwrap_or_else(|error| panic!("{error}"));
+    let list = Command::new(&program).arg("--list").output().unwrap();
+    assert!(list.status.success(), "{}", String::from_utf8_lossy(&list.stderr));
+    let names = String::from_utf8(list.stdout).unwrap();
+
+    let guest = Guest::new("checks")
+        // Debian's own list, less what nobody here uses, is what it takes to run the BPF security module.
+        .append("lsm=landlock,lockdown,yama,integrity,apparmor,bpf")
+        .file("bin/guest", &program)
+        .run("guest")
+        .timeout(Duration::from_secs(120));
+    let report = guest.boot(&kit).unwrap_or_else(|error| panic!("{error}"));
+
+    let (mut passed, mut failures) = (0, Vec::new());
+    for name in names.lines() {
+        match report.outcome(name) {
+            Outcome::Ok => passed += 1,
+            // As libtest counts a test that skips itself.
+            Outcome::Skipped(why) => {
+                passed += 1;
+                println!("SKIPPED guest_checks {name}: {why}");
+            }
+            Outcome::Failed(why) => failures.push(format!("{name}: {why}")),
+        }
+    }
+    assert!(passed + failures.len() > 0, "the guest has no checks");
+    // In libtest's words, which test.sh counts.
+    println!("\ntest result: in the guest. {passed} passed; {} failed;", failures.len());
+    assert!(failures.is_empty(), "in the guest:\n{}", failures.join("\n"));
+}
+
+#[test]
+fn guest_panic_is_named() {
+    let Some(kit) = kit("guest_panic_is_named") else { return };
+    let guest = Guest::new("panic").run("echo before").run("echo c >/proc/sysrq-trigger").run("echo after");
+    let error = guest.boot(&kit).unwrap_err();
+    let VmError::Panicked { reason, console, .. } = &error else { panic!("{error}") };
+    assert_eq!(reason, "Kernel panic - not syncing: sysrq triggered crash");
+    assert!(console.contains("Call Trace"), "{console}");
+}
+
+#[test]
+fn guest_that_hangs_is_killed_in_time() {
+    let Some(kit) = kit("guest_that_hangs_is_killed_in_time") else { return };
+    let limit = Duration::from_secs(2);
+    let start = Instant::now();
+    let error = Guest::new("hang").run("sleep 1000").timeout(limit).boot(&kit).unwrap_err();
+    assert!(matches!(error, VmError::TimedOut { .. }), "{error}");
+    assert!(start.elapsed() < limit + Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(!qemu_runs_with("guests/hang/"), "QEMU has outlived its test");
+}
+
+/// Not a test of its own: the next one runs it in another process.
+#[test]
+#[ignore = "waits to be killed"]
+fn guest_that_waits() {
+    let kit = Kit::find().unwrap();
+    let error =
+        Guest::new("orphan").run("sleep 1000").timeout(Duration::from_secs(60)).boot(&kit).unwrap_err();
+    panic!("{error}");
+}
+
+#[test]
+fn guest_dies_with_its_test() {
+    if kit("guest_dies_with_its_test").is_none() {
+        return;
+    }
+    let mut test = Command::new(env::current_exe().unwrap());
+    let mut test = test
+        .args(["--ignored", "--exact", "guest_that_waits"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let started = within(Duration::from_secs(20), || qemu_runs_with("guests/orphan/"));
+    test.kill().unwrap();
+    test.wait().unwrap();
+    assert!(started, "no QEMU was started");
+    let gone = within(Duration::from_secs(5), || !qemu_runs_with("guests/orphan/"));
+    assert!(gone, "QEMU has outlived its test");
+}
+
+/// Asks again and again for at most this long.
+fn within(limit: Duration, done: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    while !done() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    true
+}
+
+/// Whether a process has this text in its arguments.
+fn qemu_runs_with(text: &str) -> bool {
+    std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+        std::fs::read(entry.path().join("cmdline")).is_ok_and(|arguments| {
+            let arguments = String::from_utf8_lossy(&arguments);
+            arguments.contains("qemu-system") && arguments.contains(text)
+        })
+    })
+}

@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Fetches what guest tests run: QEMU with its libraries, a cloud kernel and busybox, as Debian or Ubuntu packages them.
+#
+#   bench/vm/fetch.sh
+#
+# All of it goes to target/vm (or $CARGO_TARGET_DIR/vm): nothing is installed, no setting of apt is changed, no root is needed. apt
+# checks the archive's signatures. A second run fetches nothing: to fetch anew, remove target/vm.
+#
+# Exit status: 0 when all is there, 3 where this machine cannot have it, 1 when something failed. One line says why.
+set -u
+export LC_ALL=C DEBIAN_FRONTEND=noninteractive
+cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
+# Raise it when what is fetched changes.
+readonly recipe=1
+readonly vm=${CARGO_TARGET_DIR:-$PWD/target}/vm
+# What a stuck mirror may cost.
+readonly limit_s=300
+
+stop() { echo "fetch: $2" >&2 && exit "$1"; }
+cannot() { stop 3 "$1"; }
+
+fetched() { [[ $(cat "$vm/fetched" 2>/dev/null) == "$recipe" ]]; }
+fetched && exit 0
+[[ $(uname -m) == x86_64 ]] || cannot "the guest is x86-64, this machine is $(uname -m)"
+for tool in apt-get dpkg-deb flock; do
+    command -v $tool >/dev/null || cannot "QEMU and a kernel come from Debian's or Ubuntu's archive, and this machine has no $tool"
+done
+
+mkdir -p "$vm" || stop 1 "cannot make $vm"
+{ exec 9>"$vm/lock"; } 2>/dev/null || stop 1 "cannot write to $vm"
+flock -w $limit_s 9 || stop 1 "another run holds $vm/lock: end it, or wait"
+fetched && exit 0 # by the run that held the lock
+
+readonly work=$vm/fetch log=$vm/fetch.log
+rm -rf "$work" "$vm/root"
+mkdir -p "$work"/{lists,archives}/partial || stop 1 "cannot write to $vm"
+: >"$log"
+trap 'rm -rf "$work"' EXIT
+complaint() { grep -m 1 -E '^(E|W): ' "$log" || tail -n 1 "$log"; }
+failed() { stop 1 "$1: $(complaint) (all of it: $log)"; }
+
+# The first entry of the machine's own sources is the distribution's, with the mirror it uses.
+# Bookworm's QEMU and kernel are too old: its backports have newer ones.
+# shellcheck disable=SC1091 # the machine's own
+source /etc/os-release 2>/dev/null
+backports=
+[[ ${ID-}-${VERSION_CODENAME-} == debian-bookworm ]] && backports=bookworm-backports
+readonly list=/etc/apt/sources.list
+for stanzas in /etc/apt/sources.list.d/{debian,ubuntu}.sources; do
+    [[ -r $stanzas ]] && break
+done
+if [[ -r $stanzas ]]; then
+    sources=$work/distribution.sources
+    awk 'NF && !/^#/ { print; found = 1 } !NF && found { exit }' "$stanzas" |
+        sed -E "s/^Suites:.*/&${backports:+ $backports}/" >"$sources"
+else
+    sources=$work/distribution.list
+    grep -m 1 -E '^deb ' $list 2>/dev/null >"$sources" || cannot "neither $list nor debian.sources or ubuntu.sources beside it names an archive"
+    [[ $backports ]] && sed -E "s/^(deb +(\[[^]]*\] +)?[^ ]+ +)[^ ]+/\1$backports/" "$sources" >"$work/backports" &&
+        cat "$work/backports" >>"$sources"
+fi
+
+# apt with lists and archives of its own, without what the machine runs after an update (it is about the machine's own lists), and
+# with the machine's keys, proxies and mirror settings.
+cat >"$work/apt.conf" <<EOF
+#clear APT::Update;
+Dir::Etc { SourceList "$sources"; SourceParts "/dev/null"; };
+Dir::State::Lists "$work/lists";
+Dir::Cache "$work";
+Dir::Cache::Archives "$work/archives";
+APT::Default-Release "$backports";
+APT::Sandbox::User "";
+Debug::NoLocking "true";
+Acquire { Retries "2"; http::Timeout "20"; https::Timeout "20"; };
+EOF
+get() { timeout -k 5 $limit_s apt-get -q -y -c "$work/apt.conf" "$@" </dev/null >>"$log" 2>&1; }
+
+# apt may call an archive that does not answer a success.
+get update || true
+compgen -G "$work/lists/*Packages*" >/dev/null || cannot "the archive is out of reach: $(complaint)"
+
+kernel=
+for meta in linux-image-cloud-amd64 linux-image-virtual; do
+    kernel=$(apt-cache -c "$work/apt.conf" depends "$meta" 2>>"$log" | awk '$1 == "Depends:" && $2 ~ /^linux-image-/ { print $2; exit }')
+    [[ $kernel ]] && break
+done
+[[ $kernel ]] || failed "the archive has no linux-image-cloud-amd64 and no linux-image-virtual"
+# Of QEMU also what it needs and the machine lacks; download-only: what that would install or remove stays as it is.
+get --download-only --no-install-recommends --reinstall install qemu-system-x86 qemu-system-data seabios ||
+    failed "cannot fetch QEMU"
+(cd "$work/archives" && get download "$kernel" busybox-static) || failed "cannot fetch $kernel and busybox-static"
+
+for package in "$work"/archives/*.deb; do
+    dpkg-deb --extract "$package" "$work/root" 2>>"$log" || failed "cannot unpack $package"
+done
+cp "$work"/root/boot/vmlinuz-* "$work/root/vmlinuz" 2>>"$log" || failed "$kernel holds not one kernel"
+mv "$work/root" "$vm/root" || stop 1 "cannot write to $vm"
+echo "$recipe" >"$vm/fetched"

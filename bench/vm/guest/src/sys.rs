@@ -1,0 +1,88 @@
+//! The system calls of the checks, one thin function each, and glibc's own words on rseq.
+#![allow(unsafe_code)]
+
+use nix::errno::Errno;
+use std::arch::asm;
+use std::ptr;
+
+/// `AT_RSEQ_FEATURE_SIZE` (include/uapi/linux/auxvec.h, Linux 6.3).
+const AT_RSEQ_FEATURE_SIZE: libc::c_ulong = 27;
+/// `MEMBARRIER_CMD_FLAG_CPU` (include/uapi/linux/membarrier.h).
+const MEMBARRIER_CMD_FLAG_CPU: libc::c_uint = 1;
+/// Of `struct rseq` in include/uapi/linux/rseq.h: its first size, and where `cpu_id` is.
+const RSEQ_SIZE_BYTES: usize = 32;
+const CPU_ID_OFFSET: isize = 4;
+
+/// `__rseq_offset` and `__rseq_size`: where glibc has each thread's area, from the thread pointer.
+pub(crate) struct GlibcRseq {
+    offset: isize,
+    /// 0 where glibc did not register.
+    pub(crate) size: u32,
+}
+
+/// glibc's area, where this program's glibc knows of rseq (2.35).
+pub(crate) fn glibc_rseq() -> Option<GlibcRseq> {
+    let (offset, size): (*const isize, *const u32);
+    // SAFETY: reads two words of the global offset table, in which the linker has put the symbols' addresses, or 0 for a weak
+    // symbol that nothing defines.
+    unsafe {
+        asm!(
+            ".weak __rseq_offset",
+            ".weak __rseq_size",
+            "mov {offset}, qword ptr [rip + __rseq_offset@GOTPCREL]",
+            "mov {size}, qword ptr [rip + __rseq_size@GOTPCREL]",
+            offset = out(reg) offset,
+            size = out(reg) size,
+            options(nostack, preserves_flags),
+        );
+    }
+    if offset.is_null() || size.is_null() {
+        return None;
+    }
+    // SAFETY: not null, so these are glibc's `const ptrdiff_t` and `const unsigned int`, set before main.
+    unsafe { Some(GlibcRseq { offset: *offset, size: *size }) }
+}
+
+/// The CPU that the calling thread runs on, as the kernel keeps it in the area.
+pub(crate) fn rseq_cpu_id(area: &GlibcRseq) -> u32 {
+    let thread_pointer: *const u8;
+    // SAFETY: on x86-64 the word at fs:0 is the thread pointer itself.
+    unsafe {
+        asm!("mov {}, fs:0", out(reg) thread_pointer, options(nostack, readonly, preserves_flags));
+    }
+    // SAFETY: glibc registered `size` > 0 bytes, at least the 20 of the first struct rseq, at this offset in the thread's own static
+    // memory. The kernel writes it: hence the volatile read.
+    unsafe { ptr::read_volatile(thread_pointer.offset(area.offset + CPU_ID_OFFSET).cast()) }
+}
+
+/// The kernel's size of `struct rseq` without padding; 0 where it says nothing.
+pub(crate) fn rseq_feature_size() -> u64 {
+    // SAFETY: reads the auxiliary vector; any key is allowed.
+    unsafe { libc::getauxval(AT_RSEQ_FEATURE_SIZE) }
+}
+
+/// Registers an area of this program's for the calling thread.
+pub(crate) fn register_rseq_of_our_own() -> Result<(), Errno> {
+    #[repr(C, align(32))]
+    struct Area([u8; RSEQ_SIZE_BYTES]);
+    /// What precedes every abort handler on x86-64, as glibc has it.
+    const RSEQ_SIG: u32 = 0x5305_3053;
+    // For good: where the kernel takes it, it writes to it until the thread ends.
+    let area = Box::leak(Box::new(Area([0; RSEQ_SIZE_BYTES])));
+    // SAFETY: the area has the size passed and is never freed, nor touched again by this program.
+    let result = unsafe { libc::syscall(libc::SYS_rseq, ptr::from_mut(area), RSEQ_SIZE_BYTES, 0, RSEQ_SIG) };
+    Errno::result(result).map(drop)
+}
+
+/// `membarrier(2)` for every CPU this process runs on.
+pub(crate) fn membarrier(command: libc::c_int) -> Result<(), Errno> {
+    // SAFETY: takes and changes no memory of ours.
+    Errno::result(unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) }).map(drop)
+}
+
+/// `membarrier(2)` for one CPU.
+pub(crate) fn membarrier_on_cpu(command: libc::c_int, cpu: usize) -> Result<(), Errno> {
+    // SAFETY: takes and changes no memory of ours.
+    Errno::result(unsafe { libc::syscall(libc::SYS_membarrier, command, MEMBARRIER_CMD_FLAG_CPU, cpu) })
+        .map(drop)
+}
