@@ -52,7 +52,8 @@ fn guest_checks() {
     assert!(passed + failures.len() > 0, "the guest has no checks");
     // In libtest's words, which test.sh counts.
     println!("\ntest result: in the guest. {passed} passed; {} failed;", failures.len());
-    assert!(failures.is_empty(), "in the guest:\n{}", failures.join("\n"));
+    let (logs, failures) = (report.logs.display(), failures.join("\n"));
+    assert!(failures.is_empty(), "in the guest, whose console is in {logs}:\n{failures}");
 }
 
 #[test]

@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use super::VmError;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How many of the console's lines an error shows.
@@ -42,6 +42,8 @@ pub struct Report {
     pub results: Vec<CheckResult>,
     /// Every other line that the commands printed.
     pub output: Vec<String>,
+    /// The folder with the console's log.
+    pub logs: PathBuf,
 }
 
 impl Report {
@@ -98,7 +100,7 @@ impl Remains<'_> {
             let reason = self.console[at..].lines().next().unwrap_or_default().to_owned();
             return Err(VmError::Panicked { guest, reason, console: self.excerpt() });
         }
-        let mut report = Report::default();
+        let mut report = Report { logs: self.logs.to_owned(), ..Report::default() };
         let mut done = false;
         // The terminal ends lines with a carriage return too.
         for line in self.results.lines().map(str::trim_end) {
