@@ -178,13 +178,18 @@ lacks_namespaces() { ! unshare --net true 2>/dev/null; }
 lacks_af_xdp() { ! grep -q '^XDP ' /proc/net/protocols; }
 lacks_veth() { ! unshare --net ip link add probe type veth peer name ebborp 2>/dev/null; }
 lacks_second_cpu() { (($(nproc) < 2)); }
-# What bench/vm/fetch.sh needs: an x86-64 machine with apt, and an archive that answers.
+# What bench/vm/fetch.sh needs: an x86-64 machine with apt, and an archive that answers. It is asked once.
+archive=
 lacks_guest() {
     [[ $(uname -m) != x86_64 ]] && return
     { has apt-get && has dpkg-deb; } || return 0
-    local uri
-    uri=$(apt-get --print-uris update 2>/dev/null | awk -F "'" '{ print $2; exit }')
-    ! timeout 60 /usr/lib/apt/apt-helper -o APT::Sandbox::User= download-file "$uri" "$logs/archive" >/dev/null 2>&1
+    if [[ ! $archive ]]; then
+        local uri
+        uri=$(apt-get --print-uris update 2>/dev/null | awk -F "'" '{ print $2; exit }')
+        timeout 60 /usr/lib/apt/apt-helper -o APT::Sandbox::User= download-file "$uri" "$logs/archive" >/dev/null 2>&1 &&
+            archive=answers || archive=silent
+    fi
+    [[ $archive == silent ]]
 }
 # The kernel may still refuse what it offers.
 lacks_cpu_hotplug() { [[ ! $root ]] || (($(nproc) < 2)) || ! compgen -G '/sys/devices/system/cpu/cpu[1-9]*/online' >/dev/null; }

@@ -55,7 +55,7 @@ if [[ -r $stanzas ]]; then
         sed -E "s/^Suites:.*/&${backports:+ $backports}/" >"$sources"
 else
     sources=$work/distribution.list
-    grep -m 1 -E '^deb ' $list 2>/dev/null >"$sources" || cannot "neither $list nor debian.sources or ubuntu.sources beside it names an archive"
+    grep -m 1 -E '^deb .*://' $list 2>/dev/null >"$sources" || cannot "neither $list nor debian.sources or ubuntu.sources beside it names an archive"
     [[ $backports ]] && sed -E "s/^(deb +(\[[^]]*\] +)?[^ ]+ +)[^ ]+/\1$backports/" "$sources" >"$work/backports" &&
         cat "$work/backports" >>"$sources"
 fi
@@ -94,5 +94,8 @@ for package in "$work"/archives/*.deb; do
     dpkg-deb --extract "$package" "$work/root" 2>>"$log" || failed "cannot unpack $package"
 done
 cp "$work"/root/boot/vmlinuz-* "$work/root/vmlinuz" 2>>"$log" || failed "$kernel holds not one kernel"
+# It may want libraries newer than the machine's C library.
+LD_LIBRARY_PATH=$work/root/usr/lib/x86_64-linux-gnu:$work/root/lib/x86_64-linux-gnu \
+    "$work/root/usr/bin/qemu-system-x86_64" --version >>"$log" 2>&1 || failed "QEMU does not start"
 mv "$work/root" "$vm/root" || stop 1 "cannot write to $vm"
 echo "$recipe" >"$vm/fetched"

@@ -106,7 +106,7 @@ impl Guest {
         let mut qemu = kit.qemu();
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             // Not KVM, even where there is one: stock kernels die or hang under nested virtualisation.
-            .args(["-machine", "q35,graphics=off", "-accel", "tcg,thread=multi", "-cpu", "max"])
+            .args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"])
             .args(["-smp", &self.cpus.to_string(), "-m", &self.memory_mib.to_string()])
             .arg("-serial")
             .arg(file_backend(&console))

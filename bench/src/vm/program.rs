@@ -20,6 +20,8 @@ pub fn build_static(package: &str, program: &str) -> Result<PathBuf, VmError> {
         .args(["build", "--locked", "--message-format=json-render-diagnostics"])
         .args(["--target", TARGET, "--package", package, "--bin", program])
         .env("CARGO_TARGET_DIR", target())
+        // It would take precedence.
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         // The guest has nobody who would read debug information, and its memory holds the file twice while it boots.
         .env("CARGO_PROFILE_DEV_DEBUG", "0")

@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_is_not_done_failed() {
+    fn what_is_not_done_failed() {
         let console: String = (0..100).map(|line| format!("line {line}\r\n")).collect();
         let error = judge(exited(), &console, "RESULT a ok\n").unwrap_err();
         assert!(matches!(error, VmError::Ended { .. }));

@@ -2,7 +2,6 @@
 #![allow(unsafe_code)]
 
 use nix::errno::Errno;
-use std::arch::asm;
 use std::ptr;
 
 /// `AT_RSEQ_FEATURE_SIZE` (include/uapi/linux/auxvec.h, Linux 6.3).
@@ -11,48 +10,53 @@ const AT_RSEQ_FEATURE_SIZE: libc::c_ulong = 27;
 const MEMBARRIER_CMD_FLAG_CPU: libc::c_uint = 1;
 /// Of `struct rseq` in include/uapi/linux/rseq.h: its first size, and where `cpu_id` is.
 const RSEQ_SIZE_BYTES: usize = 32;
-const CPU_ID_OFFSET: isize = 4;
+const CPU_ID_OFFSET: usize = 4;
 
-/// `__rseq_offset` and `__rseq_size`: where glibc has each thread's area, from the thread pointer.
+/// The calling thread's area, from glibc's `__rseq_offset` and `__rseq_size`.
 pub(crate) struct GlibcRseq {
-    offset: isize,
+    area: *const u8,
     /// 0 where glibc did not register.
     pub(crate) size: u32,
 }
 
 /// glibc's area, where this program's glibc knows of rseq (2.35).
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn glibc_rseq() -> Option<GlibcRseq> {
     let (offset, size): (*const isize, *const u32);
+    let thread_pointer: *const u8;
     // SAFETY: reads two words of the global offset table, in which the linker has put the symbols' addresses, or 0 for a weak
-    // symbol that nothing defines.
+    // symbol that nothing defines, and the word at fs:0, which is the thread pointer itself.
     unsafe {
-        asm!(
+        std::arch::asm!(
             ".weak __rseq_offset",
             ".weak __rseq_size",
             "mov {offset}, qword ptr [rip + __rseq_offset@GOTPCREL]",
             "mov {size}, qword ptr [rip + __rseq_size@GOTPCREL]",
+            "mov {thread_pointer}, fs:0",
             offset = out(reg) offset,
             size = out(reg) size,
-            options(nostack, preserves_flags),
+            thread_pointer = out(reg) thread_pointer,
+            options(nostack, readonly, preserves_flags),
         );
     }
     if offset.is_null() || size.is_null() {
         return None;
     }
     // SAFETY: not null, so these are glibc's `const ptrdiff_t` and `const unsigned int`, set before main.
-    unsafe { Some(GlibcRseq { offset: *offset, size: *size }) }
+    unsafe { Some(GlibcRseq { area: thread_pointer.wrapping_offset(*offset), size: *size }) }
+}
+
+/// The guest is x86-64: elsewhere this program builds, and has nowhere to run.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn glibc_rseq() -> Option<GlibcRseq> {
+    None
 }
 
 /// The CPU that the calling thread runs on, as the kernel keeps it in the area.
-pub(crate) fn rseq_cpu_id(area: &GlibcRseq) -> u32 {
-    let thread_pointer: *const u8;
-    // SAFETY: on x86-64 the word at fs:0 is the thread pointer itself.
-    unsafe {
-        asm!("mov {}, fs:0", out(reg) thread_pointer, options(nostack, readonly, preserves_flags));
-    }
-    // SAFETY: glibc registered `size` > 0 bytes, at least the 20 of the first struct rseq, at this offset in the thread's own static
-    // memory. The kernel writes it: hence the volatile read.
-    unsafe { ptr::read_volatile(thread_pointer.offset(area.offset + CPU_ID_OFFSET).cast()) }
+pub(crate) fn rseq_cpu_id(rseq: &GlibcRseq) -> u32 {
+    // SAFETY: glibc registered `size` > 0 bytes, at least the 20 of the first struct rseq, here in the static memory of the thread that asked
+    // for it; the pointer keeps it from being sent to another. The kernel writes it: hence the volatile read.
+    unsafe { ptr::read_volatile(rseq.area.wrapping_add(CPU_ID_OFFSET).cast()) }
 }
 
 /// The kernel's size of `struct rseq` without padding; 0 where it says nothing.
