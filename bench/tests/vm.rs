@@ -6,6 +6,8 @@
 
 use bench::vm::{Guest, Kit, Outcome, VmError, build_static};
 use std::env;
+use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -74,7 +76,7 @@ fn guest_that_hangs_is_killed_in_time() {
     let error = Guest::new("hang").run("sleep 1000").timeout(limit).boot(&kit).unwrap_err();
     assert!(matches!(error, VmError::TimedOut { .. }), "{error}");
     assert!(start.elapsed() < limit + Duration::from_secs(5), "{:?}", start.elapsed());
-    assert!(!qemu_runs_with("guests/hang/"), "QEMU has outlived its test");
+    assert!(!qemu_runs_with(&kit.logs("hang")), "QEMU has outlived its test");
 }
 
 /// Not a test of its own: the next one runs it in another process.
@@ -89,9 +91,8 @@ fn guest_that_waits() {
 
 #[test]
 fn guest_dies_with_its_test() {
-    if kit("guest_dies_with_its_test").is_none() {
-        return;
-    }
+    let Some(kit) = kit("guest_dies_with_its_test") else { return };
+    let logs = kit.logs("orphan");
     let mut test = Command::new(env::current_exe().unwrap());
     let mut test = test
         .args(["--ignored", "--exact", "guest_that_waits"])
@@ -99,11 +100,11 @@ fn guest_dies_with_its_test() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let started = within(Duration::from_secs(20), || qemu_runs_with("guests/orphan/"));
+    let started = within(Duration::from_secs(20), || qemu_runs_with(&logs));
     test.kill().unwrap();
     test.wait().unwrap();
     assert!(started, "no QEMU was started");
-    let gone = within(Duration::from_secs(5), || !qemu_runs_with("guests/orphan/"));
+    let gone = within(Duration::from_secs(5), || !qemu_runs_with(&logs));
     assert!(gone, "QEMU has outlived its test");
 }
 
@@ -119,12 +120,13 @@ fn within(limit: Duration, done: impl Fn() -> bool) -> bool {
     true
 }
 
-/// Whether a process has this text in its arguments.
-fn qemu_runs_with(text: &str) -> bool {
-    std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
-        std::fs::read(entry.path().join("cmdline")).is_ok_and(|arguments| {
+/// Whether there is a QEMU whose logs go to this folder.
+fn qemu_runs_with(logs: &Path) -> bool {
+    let logs = logs.to_str().unwrap();
+    fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+        fs::read(entry.path().join("cmdline")).is_ok_and(|arguments| {
             let arguments = String::from_utf8_lossy(&arguments);
-            arguments.contains("qemu-system") && arguments.contains(text)
+            arguments.contains("qemu-system") && arguments.contains(logs)
         })
     })
 }

@@ -53,7 +53,7 @@ impl Kit {
     }
 
     /// Where the logs of the guest of this name go.
-    pub(super) fn logs(&self, guest: &str) -> PathBuf {
+    pub fn logs(&self, guest: &str) -> PathBuf {
         self.folder.join("guests").join(guest)
     }
 
