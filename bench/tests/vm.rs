@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
-use bench::vm::{Guest, Kit, Outcome, VmError, build_static};
+use bench::vm::{Guest, Kit, Outcome, VmError, build_static, build_static_test};
 use std::env;
 use std::fs;
 use std::path::Path;
@@ -56,6 +56,26 @@ fn guest_checks() {
     println!("\ntest result: in the guest. {passed} passed; {} failed;", failures.len());
     let (logs, failures) = (report.logs.display(), failures.join("\n"));
     assert!(failures.is_empty(), "in the guest, whose console is in {logs}:\n{failures}");
+}
+
+/// percpu's own tests on another kernel: the critical sections, and what takes a kernel with the BPF security module.
+#[test]
+fn guest_runs_percpu_tests() {
+    let Some(kit) = kit("guest_runs_percpu_tests") else { return };
+    let mut guest = Guest::new("percpu")
+        .append("lsm=landlock,lockdown,yama,integrity,apparmor,bpf")
+        .timeout(Duration::from_secs(120));
+    let tests = ["abort", "outsider"];
+    for test in tests {
+        let program = build_static_test("percpu", test).unwrap_or_else(|error| panic!("{error}"));
+        guest =
+            guest.file(&format!("bin/{test}"), &program).run(&format!("{test} --nocapture --test-threads=1"));
+    }
+    let report = guest.boot(&kit).unwrap_or_else(|error| panic!("{error}"));
+    let lines = |words: &str| report.output.iter().filter(|line| line.contains(words)).collect::<Vec<_>>();
+    assert_eq!(lines("test result: ok").len(), tests.len(), "{:#?}", report.output);
+    assert!(lines("SKIPPED").is_empty(), "this guest has all that they need: {:?}", lines("SKIPPED"));
+    lines("test result: ok").iter().for_each(|line| println!("{line}"));
 }
 
 #[test]

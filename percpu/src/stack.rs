@@ -3,7 +3,7 @@
 //! A push or a pop of many items is one critical section with one commit. What does not fit, and what is missing, goes through the
 //! [`Shared`] part, a lock-free depot unless the user has something better. Any thread may push and pop, pinned or not.
 //!
-//! Progress: a section that is interrupted [`ATTEMPTS`] times in a row gives way to the shared part, and so does one that finds its slot claimed; so a
+//! Progress: a section that is interrupted eight times in a row gives way to the shared part, and so does one that finds its slot claimed; so a
 //! call never waits, and is as lock-free as the shared part. Order: what was written before an item was pushed is seen by whoever pops it.
 //!
 //! From outside: [`Stack::drain`] claims a slot (see `claim.rs`), moves its items to the shared part, and lets go. For a CPU that is marked

@@ -26,5 +26,5 @@ mod sys;
 pub use error::VmError;
 pub use guest::Guest;
 pub use kit::Kit;
-pub use program::build_static;
+pub use program::{build_static, build_static_test};
 pub use report::{CheckResult, Outcome, Report};

@@ -14,11 +14,21 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Builds the binary `program` of crate `package` with everything linked in, and says where it is. It costs what has changed since the
 /// last time.
 pub fn build_static(package: &str, program: &str) -> Result<PathBuf, VmError> {
+    build(package, program, &["build", "--bin"])
+}
+
+/// The same for `tests/NAME.rs` of a crate.
+pub fn build_static_test(package: &str, name: &str) -> Result<PathBuf, VmError> {
+    build(package, name, &["test", "--no-run", "--test"])
+}
+
+fn build(package: &str, program: &str, what: &[&str]) -> Result<PathBuf, VmError> {
     let failed = |why: String| VmError::Build { program: program.to_owned(), why };
     let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .current_dir(workspace())
-        .args(["build", "--locked", "--message-format=json-render-diagnostics"])
-        .args(["--target", TARGET, "--package", package, "--bin", program])
+        .args(what)
+        .args([program, "--locked", "--message-format=json-render-diagnostics"])
+        .args(["--target", TARGET, "--package", package])
         .env("CARGO_TARGET_DIR", target())
         // It would take precedence.
         .env_remove("CARGO_ENCODED_RUSTFLAGS")

@@ -51,7 +51,8 @@ pub(crate) fn cpu_outside_is_refused() -> Result<()> {
     let cpuset = Cpuset::enter("0")?;
     match pin_on_cpu(CPU) {
         Err(PinError::Unusable(why)) => {
-            let expected = format!("CPU {CPU} is outside this process's affinity mask or cpuset (0)");
+            let (why, expected) =
+                (why.to_string(), format!("CPU {CPU} is outside the cpuset of this process (0)"));
             ensure!(why.starts_with(&expected), "not \"{expected}...\" but \"{why}\"");
         }
         other => bail!("not refused as outside the cpuset: {other:?}"),
@@ -71,4 +72,29 @@ pub(crate) fn pinned_thread_leaves_and_returns() -> Result<()> {
     thread.comes_to(&CpuList::from_iter([0]))?;
     cpuset.set("0-1")?;
     thread.comes_to(&CpuList::from_iter([CPU]))
+}
+
+/// Items on the stack of a CPU that the cpuset has lost are found and can be had again.
+pub(crate) fn stranded_items_are_drained() -> Result<()> {
+    let cpuset = Cpuset::enter("0-1")?;
+    crate::pinned::strand(|| cpuset.set("0"))?;
+    cpuset.set("0-1")
+}
+
+/// By concurrency id, memory is that of the CPUs the cpuset has.
+pub(crate) fn memory_is_that_of_one_cpu() -> Result<()> {
+    let counters = |indexing| percpu::Counters::with_indexing(1000, indexing);
+    let all = counters(percpu::Indexing::Cpu).memory_bytes();
+    let _cpuset = Cpuset::enter("0")?;
+    let few = counters(percpu::Indexing::ConcurrencyId);
+    // 1000 numbers take 8064 bytes of whole cache line pairs: one slot, and the shared one.
+    ensure!(few.memory_bytes() == 2 * 8064, "{} bytes for one CPU", few.memory_bytes());
+    ensure!(all >= 3 * 8064, "{all} bytes for every CPU");
+    ensure!(
+        counters(percpu::Indexing::Auto).memory_bytes() == few.memory_bytes(),
+        "it is not chosen by itself"
+    );
+    std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(|| few.add(7, 1)))));
+    ensure!(few.sum(7) == 8, "{} of 8 additions", few.sum(7));
+    Ok(())
 }

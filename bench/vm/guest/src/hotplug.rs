@@ -49,6 +49,7 @@ pub(crate) fn offline_cpu_is_refused() -> Result<()> {
     match pin_on_cpu(CPU) {
         Err(PinError::Unusable(why)) => {
             let expected = format!("CPU {CPU} is offline: run \"echo 1 > ");
+            let why = why.to_string();
             ensure!(why.starts_with(&expected), "not \"{expected}...\" but \"{why}\"");
         }
         other => bail!("not refused as off line: {other:?}"),
@@ -69,4 +70,14 @@ pub(crate) fn pinned_thread_leaves() -> Result<()> {
     thread.comes_to(&rest)?;
     offline.bring_back()?;
     thread.comes_to(&before)
+}
+
+/// Items on the stack of a CPU that is off line are found and can be had again.
+pub(crate) fn stranded_items_are_drained() -> Result<()> {
+    let mut offline = None;
+    crate::pinned::strand(|| {
+        offline = Some(Offline::take(CPU)?);
+        Ok(())
+    })?;
+    offline.map_or(Ok(()), Offline::bring_back)
 }

@@ -31,6 +31,9 @@ const CHECKS: &[(&str, Check)] = &[
     ("pinned_thread_leaves_an_offline_cpu", hotplug::pinned_thread_leaves),
     ("cpu_outside_the_cpuset_is_refused", cpuset::cpu_outside_is_refused),
     ("pinned_thread_leaves_a_shrinking_cpuset", cpuset::pinned_thread_leaves_and_returns),
+    ("items_on_an_offline_cpu_are_drained", hotplug::stranded_items_are_drained),
+    ("items_on_a_cpu_outside_the_cpuset_are_drained", cpuset::stranded_items_are_drained),
+    ("a_cpuset_of_one_cpu_takes_the_memory_of_one", cpuset::memory_is_that_of_one_cpu),
     ("bpf_lsm_is_active", lsm::bpf_is_active),
 ];
 

@@ -3,7 +3,7 @@
 
 use crate::until::until;
 use anyhow::{Context, Result, anyhow, ensure};
-use percpu::{CpuList, Topology, pin_on_cpu};
+use percpu::{CpuList, Indexing, Stack, Topology, pin_on_cpu};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -72,4 +72,26 @@ impl Drop for Watched {
 fn whereabouts() -> Result<(usize, CpuList)> {
     let cpu = nix::sched::sched_getcpu().context("sched_getcpu")?;
     Ok((cpu, Topology::read()?.allowed))
+}
+
+/// Leaves items on CPU 1's stack, has that CPU taken away, and wants them back.
+pub(crate) fn strand(take_away: impl FnOnce() -> Result<()>) -> Result<()> {
+    const CPU: usize = 1;
+    let items: Vec<u64> = (0..100).collect();
+    let stack = Stack::<u64>::new(200, items.len(), Indexing::Cpu);
+    thread::scope(|scope| {
+        let left = scope.spawn(|| pin_on_cpu(CPU).map(|_pinned| stack.push(&items)));
+        left.join()
+            .map_err(|_| anyhow!("the thread that leaves items behind panicked"))?
+            .context("leaving items")
+    })?;
+    ensure!(stack.stack_len(CPU) == items.len(), "{} items on CPU {CPU}", stack.stack_len(CPU));
+    ensure!(stack.drain_stranded()? == 0, "items were taken from a CPU that can be used");
+    take_away()?;
+    let drained = stack.drain_stranded()?;
+    ensure!(drained == items.len(), "{drained} of {} items were found", items.len());
+    let mut back: Vec<u64> = std::iter::from_fn(|| stack.pop_one()).collect();
+    back.sort_unstable();
+    ensure!(back == items, "not what was left: {back:?}");
+    Ok(())
 }
