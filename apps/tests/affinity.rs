@@ -59,7 +59,7 @@ impl Running {
         })
     }
 
-    /// Received Mpps of the first port, table by table.
+    /// What the first port received a second, in whatever unit, table by table.
     fn rates(&self) -> Vec<f64> {
         let tables = self.tables.lock().unwrap();
         let rows = tables.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());

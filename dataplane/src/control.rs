@@ -46,6 +46,7 @@ pub(crate) fn run(
             next_refresh = elapsed + REFRESH_PERIOD;
             registry.ports.iter_mut().for_each(|entry| entry.port.refresh());
             watch_affinity(registry);
+            recall_frames(state);
         }
         if draw {
             table.draw(registry, elapsed);
@@ -115,6 +116,15 @@ fn watch_affinity(registry: &mut Registry) {
                 worker.watch = None;
             }
         }
+    }
+}
+
+/// Takes back free frames from CPUs that no worker can run on any more.
+fn recall_frames(state: &RunState) {
+    match state.pool.drain_stranded() {
+        Ok(0) => {}
+        Ok(frames) => tracing::info!("{frames} free frames taken back from CPUs that no thread can run on"),
+        Err(error) => tracing::debug!("cannot look for frames on lost CPUs: {error}"),
     }
 }
 

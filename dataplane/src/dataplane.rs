@@ -102,7 +102,11 @@ impl Dataplane {
         mut self,
         mut make: impl FnMut(&WorkerContext) -> A,
     ) -> Result<Outcome<A>, Error> {
-        let state = Arc::new(RunState { stop: AtomicBool::new(false), events: ArrayQueue::new(16) });
+        let state = Arc::new(RunState {
+            stop: AtomicBool::new(false),
+            events: ArrayQueue::new(16),
+            pool: self.pool.clone(),
+        });
         percpu::tsc::frequency_hz();
         let workers: Vec<Worker<A>> =
             (0..self.dealt.len()).map(|index| self.make_worker(index, &state, &mut make)).collect();
@@ -146,7 +150,13 @@ impl Dataplane {
         let (applications, gaps): (Vec<A>, Vec<LoopGap>) = joined.into_iter().unzip();
         let workers = workers(&gaps);
         self.registry.ports.clear();
-        let report = Report { duration_s, ports, workers, pool: PoolReport::new(self.pool.audit()) };
+        let report = Report {
+            duration_s,
+            tsc_hz: percpu::tsc::frequency_hz(),
+            ports,
+            workers,
+            pool: PoolReport::new(self.pool.audit()),
+        };
         table.totals(&report);
         if report.pool.leaked > 0 {
             tracing::error!(

@@ -12,6 +12,8 @@ use std::collections::BTreeMap;
 pub struct Report {
     /// From the first worker's start to the last one's end.
     pub duration_s: f64,
+    /// Ticks of the time stamp counter in a second: what `tsc_per_packet` is to be divided by for seconds.
+    pub tsc_hz: u64,
     /// The ports, by number.
     pub ports: Vec<PortReport>,
     /// The workers, by number.

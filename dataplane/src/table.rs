@@ -54,34 +54,35 @@ impl Table {
         let width = registry.ports.iter().map(|entry| entry.port.name().len()).max().unwrap_or(0).max(8);
         let mut text = String::new();
         let head = format!(
-            "{:>7.1} s  {:<width$}  {:>9} {:>10}  {:>9} {:>10}  {:>11}",
+            "{:>7.1} s  {:<width$}  {:>9} {:>9}  {:>9} {:>9}  {:>11}",
             elapsed.as_secs_f64(),
             "port",
-            "rx Mpps",
-            "rx Gbit/s",
-            "tx Mpps",
-            "tx Gbit/s",
+            "rx pps",
+            "rx bit/s",
+            "tx pps",
+            "tx bit/s",
             "dropped/s"
         );
         let _ = writeln!(text, "{}", self.paint("1", &head));
         for (index, ((entry, new), old)) in registry.ports.iter().zip(&ports).zip(&old_ports).enumerate() {
             // A port takes packets back from "sent" when it learns that they were not.
-            let mpps = |new: u64, old: u64| new.saturating_sub(old) as f64 / seconds / 1e6;
-            let gbits =
-                |bytes: u64, packets: u64| (bytes + packets * WIRE_OVERHEAD) as f64 * 8.0 / seconds / 1e9;
+            let pps = |new: u64, old: u64| rate_text(new.saturating_sub(old) as f64 / seconds);
+            let bits = |bytes: u64, packets: u64| {
+                rate_text((bytes + packets * WIRE_OVERHEAD) as f64 * 8.0 / seconds)
+            };
             let dropped = (new.dropped().saturating_sub(old.dropped())) as f64 / seconds;
             let drops = format!("{dropped:>11.0}");
             let _ = write!(
                 text,
-                "{index:>9}  {:<width$}  {:>9.3} {:>10.3}  {:>9.3} {:>10.3}  {}",
+                "{index:>9}  {:<width$}  {:>9} {:>9}  {:>9} {:>9}  {}",
                 entry.port.name(),
-                mpps(new.rx_packets, old.rx_packets),
-                gbits(
+                pps(new.rx_packets, old.rx_packets),
+                bits(
                     new.rx_bytes.saturating_sub(old.rx_bytes),
                     new.rx_packets.saturating_sub(old.rx_packets)
                 ),
-                mpps(new.tx_packets, old.tx_packets),
-                gbits(
+                pps(new.tx_packets, old.tx_packets),
+                bits(
                     new.tx_bytes.saturating_sub(old.tx_bytes),
                     new.tx_packets.saturating_sub(old.tx_packets)
                 ),
@@ -193,6 +194,19 @@ impl Table {
     }
 }
 
+/// A rate in four digits, so that ten packets a second show as well as ten million: `10`, `4.51 k`, `14.20 M`.
+fn rate_text(per_second: f64) -> String {
+    let scaled = [(1e9, "G"), (1e6, "M"), (1e3, "k")];
+    match scaled.iter().find(|(unit, _)| per_second >= 0.9995 * unit) {
+        Some((unit, letter)) => {
+            let value = per_second / unit;
+            let decimals = if value < 99.95 { 2 } else { 1 };
+            format!("{value:.decimals$} {letter}")
+        }
+        None => format!("{per_second:.0}"),
+    }
+}
+
 /// A duration with three digits and the unit that fits.
 fn duration_text(ns: u64) -> String {
     let scaled = |value: f64, unit: &str| match value {
@@ -211,6 +225,13 @@ fn duration_text(ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rates_have_a_unit_that_fits() {
+        let texts = [0.0, 9.6, 999.4, 999.6, 4_512.0, 99_949.0, 99_951.0, 14_204_000.0, 25e9].map(rate_text);
+        let right = ["0", "10", "999", "1.00 k", "4.51 k", "99.95 k", "100.0 k", "14.20 M", "25.00 G"];
+        assert_eq!(texts, right);
+    }
 
     #[test]
     fn durations_have_three_digits() {

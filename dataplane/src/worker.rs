@@ -8,7 +8,7 @@ use crate::loop_gap::LoopGap;
 use crate::outputs::Outputs;
 use crossbeam_queue::ArrayQueue;
 use nic::port::{Doorbell, PortGone, RxQueue};
-use nic::{Batch, Counter, PortId, QueueCounters};
+use nic::{Batch, Counter, Pool, PortId, QueueCounters};
 use percpu::tsc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +33,7 @@ pub(crate) struct WorkerCounters {
 pub(crate) struct RunState {
     pub(crate) stop: AtomicBool,
     pub(crate) events: ArrayQueue<(PortId, PortGone)>,
+    pub(crate) pool: Pool,
 }
 
 struct Input {
@@ -102,6 +103,7 @@ impl<A: Application> Worker<A> {
                 }
             }
             self.outputs.end_of_turn();
+            self.state.pool.serve();
             if let Some(gone) = self.outputs.take_gone() {
                 // A full queue of events means that the control core has plenty to say already.
                 let _ = self.state.events.push(gone);

@@ -6,7 +6,7 @@ use bench::{Ticks, per_item};
 use criterion::Criterion;
 use crossbeam_queue::ArrayQueue;
 use nic::{Batch, PortId};
-use percpu::{Counter, Drained, Indexing, Log, Shared, Stack, pin_on_cpu, tsc};
+use percpu::{Counter, Counters, Drained, Indexing, Log, Shared, Stack, pin_on_cpu, tsc};
 use std::cell::Cell;
 use std::hint::black_box;
 use std::mem::MaybeUninit;
@@ -19,6 +19,7 @@ const BULK: usize = 32;
 
 thread_local! {
     static LOCAL: Cell<u64> = const { Cell::new(0) };
+    static LOCALS: [Cell<u64>; 8] = const { [const { Cell::new(0) }; 8] };
 }
 
 pub(crate) fn benches(criterion: &mut Criterion<Ticks>) {
@@ -34,6 +35,17 @@ pub(crate) fn benches(criterion: &mut Criterion<Ticks>) {
         let counter = Counter::new();
         per_item(bencher, MANY, || (0..MANY).for_each(|_| counter.add(black_box(1))));
     });
+    group.bench_function("add to one of 8, thread-local", |bencher| {
+        per_item(bencher, MANY, || {
+            for number in 0..MANY {
+                LOCALS.with(|numbers| numbers[black_box(number) % 8].set(numbers[number % 8].get() + 1));
+            }
+        });
+    });
+    group.bench_function("add to one of 8, Counters", |bencher| {
+        let counters = Counters::new(8);
+        per_item(bencher, MANY, || (0..MANY).for_each(|number| counters.add(black_box(number) % 8, 1)));
+    });
     group.bench_function("add, atomic", |bencher| {
         let number = AtomicU64::new(0);
         per_item(bencher, MANY, || {
@@ -46,8 +58,8 @@ pub(crate) fn benches(criterion: &mut Criterion<Ticks>) {
         let stack = filled();
         per_item(bencher, MANY, || {
             for _ in 0..MANY {
-                let mut hand = [MaybeUninit::uninit()];
-                stack.push(black_box(stack.pop(&mut hand)));
+                let item = black_box(stack.pop_one());
+                item.inspect(|item| stack.push(&[*item]));
             }
         });
     });

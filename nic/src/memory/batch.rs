@@ -190,13 +190,15 @@ impl Batch {
         }
         let count = std::mem::replace(&mut self.len, 0);
         let packets: *const Packet = self.packets.as_ptr().cast();
-        registry::slot(handle).pool().free_list.give_with(count, |handles| {
-            for (index, handle) in handles.iter_mut().enumerate() {
-                // SAFETY: the first `count` are initialised; `len` is 0, so their claim on the frames ends with
-                // this copy of the handles, which makes the free list the owner.
-                *handle = unsafe { (*packets.add(index)).handle() };
-            }
-        });
+        let mut handles = [MaybeUninit::<u32>::uninit(); BATCH_SIZE];
+        for (index, place) in handles[..count].iter_mut().enumerate() {
+            // SAFETY: the first `count` are initialised; `len` is 0, so their claim on the frames ends with this copy of the
+            // handles, which makes the free list the owner.
+            place.write(unsafe { (*packets.add(index)).handle() });
+        }
+        // SAFETY: the first `count` were written just now.
+        let handles = unsafe { slice::from_raw_parts(handles.as_ptr().cast(), count) };
+        registry::slot(handle).pool().free_list.give(handles);
         bytes
     }
 

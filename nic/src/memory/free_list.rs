@@ -94,14 +94,6 @@ impl FreeList {
         self.stack.push(handles);
     }
 
-    /// Gives `count` (at most 64) frames back, which `write` puts into the slice it gets.
-    #[inline]
-    pub(crate) fn give_with(&self, count: usize, write: impl FnOnce(&mut [u32])) {
-        let mut hand = [0; MAX_COUNT];
-        write(&mut hand[..count]);
-        self.give(&hand[..count]);
-    }
-
     /// Empties this CPU's stack if somebody asked for that: once a turn of an isolated worker's loop.
     #[inline]
     pub(crate) fn serve(&self) {
