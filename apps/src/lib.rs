@@ -52,3 +52,8 @@ fn one_line(error: &clap::Error) -> String {
         _ => format!("{problem} (--help lists the options)"),
     }
 }
+
+/// The README's program, so that it compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -35,3 +35,8 @@ pub use pin::{PinError, Pinned, pin_on_cpu};
 pub use slots::Indexing;
 pub use stack::{Drained, Item, Stack};
 pub use topology::Topology;
+
+/// The guide's programs, so that they run.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/percpu.md")]
+struct Guide;
