@@ -43,6 +43,7 @@ impl Area {
 /// Bytes of the area as they were when rseq began, which is what an area of our own is registered with: all fields in use are in it.
 pub(crate) const AREA_BYTES: u32 = 32;
 pub(crate) const CPU_ID_OFFSET: u32 = 4;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) const RSEQ_CS_OFFSET: u32 = 8;
 pub(crate) const MM_CID_OFFSET: u32 = 24;
 /// The kernel fills `mm_cid` where `AT_RSEQ_FEATURE_SIZE` is at least this.

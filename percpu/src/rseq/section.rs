@@ -13,6 +13,7 @@ use super::abi::{RSEQ_CS_OFFSET, SIGNATURE};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 /// How a section that did not get through ended.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
     /// The thread was interrupted: to be tried again.
@@ -57,6 +58,7 @@ pub(crate) struct LogHeader {
 }
 
 /// What a section finds its slot by.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 #[derive(Clone, Copy)]
 pub(crate) struct Place {
     /// The calling thread's area.
