@@ -145,12 +145,25 @@ fn check(case: &Case<'_>, interruption: Interruption) -> Result<usize, String> {
     let mut count = 0;
     for section in sections_of(case) {
         for address in instructions(section) {
-            let pid = child(case);
-            let before = (case.state)(&|address| peek(pid, address));
-            let byte = set_breakpoint(pid, address);
-            let abort_byte = set_breakpoint(pid, section.abort_ip);
             let offset = address - section.start_ip;
-            match go_on(pid, None) {
+            // The kernel may interrupt it by itself on the way there, on a slow machine more than once: then anew.
+            let stopped = (0..100).find_map(|_| {
+                let pid = child(case);
+                let before = (case.state)(&|address| peek(pid, address));
+                let byte = set_breakpoint(pid, address);
+                let abort_byte = set_breakpoint(pid, section.abort_ip);
+                match go_on(pid, None) {
+                    Ok(stopped) if stopped == section.abort_ip => {
+                        kill(pid);
+                        None
+                    }
+                    stopped => Some((pid, before, byte, abort_byte, stopped)),
+                }
+            });
+            let Some((pid, before, byte, abort_byte, stopped)) = stopped else {
+                return Err(format!("never got to +{offset} without an interruption"));
+            };
+            match stopped {
                 // Not on the way of this operation, such as the loop of a copy that is too short for it.
                 Err(0) => continue,
                 Err(status) => return Err(format!("not interrupted at +{offset}, it ended with {status}")),
