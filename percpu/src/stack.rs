@@ -230,7 +230,7 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
             match self.push_at(place, items) {
                 Ok(()) => return,
                 Err(Refused::Interrupted) => {}
-                Err(Refused::Full) => self.spill(),
+                Err(Refused::Full) => self.move_to_shared(self.capacity().div_ceil(2)),
                 Err(Refused::Claimed) => return self.shared.give(items),
             }
         }
@@ -240,11 +240,12 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
         }
     }
 
-    /// Moves half a stack from this CPU to the shared part.
-    fn spill(&self) {
+    /// Moves items from this CPU's stack to the shared part until it is empty, or `most` were moved (a node's worth more at the worst): bounded,
+    /// since others may push meanwhile.
+    fn move_to_shared(&self, most: usize) {
         let mut hand = [MaybeUninit::<T>::uninit(); NODE_ITEMS];
         let mut moved = 0;
-        while moved * size_of::<T>() < self.capacity_bytes as usize / 2 {
+        while moved < most {
             // SAFETY: the hand has room for as many as it is long.
             let count = unsafe { self.pop_here(hand.as_mut_ptr().cast(), NODE_ITEMS) };
             if count == 0 {
@@ -254,6 +255,10 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
             self.shared.give(unsafe { slice::from_raw_parts(hand.as_ptr().cast(), count) });
             moved += count;
         }
+    }
+
+    fn capacity(&self) -> usize {
+        self.capacity_bytes as usize / size_of::<T>()
     }
 
     /// Where there are no sections: claims the slot that the calling thread goes by; `None` where somebody else has it.
@@ -365,17 +370,7 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
     #[cold]
     fn serve_request(&self, header: &StackHeader) {
         header.requested.store(0, Ordering::Relaxed);
-        let mut hand = [MaybeUninit::<T>::uninit(); NODE_ITEMS];
-        // Bounded: others may push meanwhile.
-        for _ in 0..self.capacity_bytes as usize / size_of::<T>() / NODE_ITEMS + 1 {
-            // SAFETY: the hand has room for as many as it is long.
-            let count = unsafe { self.pop_here(hand.as_mut_ptr().cast(), NODE_ITEMS) };
-            // SAFETY: that many were written.
-            self.shared.give(unsafe { slice::from_raw_parts(hand.as_ptr().cast(), count) });
-            if count < NODE_ITEMS {
-                break;
-            }
-        }
+        self.move_to_shared(self.capacity());
     }
 
     /// Drains the stacks of CPUs that no thread of this process can run on: off line, or taken away by a cpuset or by affinity masks.

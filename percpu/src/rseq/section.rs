@@ -10,6 +10,8 @@
 use super::abi::{Area, CriticalSection};
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::abi::{RSEQ_CS_OFFSET, SIGNATURE};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::sys::weak_address;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 /// How a section that did not get through ended.
@@ -440,20 +442,9 @@ pub(crate) use none::{add, pop, pop_one, push, push_one, reserve};
 pub fn critical_sections() -> &'static [CriticalSection] {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     {
-        let (start, stop): (*const CriticalSection, *const CriticalSection);
-        // SAFETY: two loads from the linker's table of addresses. It puts these symbols around the section of that name; in a program
-        // without one they are weak, and null.
-        unsafe {
-            std::arch::asm!(
-                ".weak __start_rseq_descriptors",
-                ".weak __stop_rseq_descriptors",
-                "mov {start}, qword ptr [rip + __start_rseq_descriptors@GOTPCREL]",
-                "mov {stop}, qword ptr [rip + __stop_rseq_descriptors@GOTPCREL]",
-                start = out(reg) start,
-                stop = out(reg) stop,
-                options(nostack, preserves_flags, readonly),
-            );
-        }
+        // The linker puts these symbols around the section of that name; in a program without one they are null.
+        let start = weak_address!("__start_rseq_descriptors").cast::<CriticalSection>();
+        let stop = weak_address!("__stop_rseq_descriptors").cast::<CriticalSection>();
         if start.is_null() {
             return &[];
         }

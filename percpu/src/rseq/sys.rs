@@ -4,6 +4,26 @@
 use super::abi::{AREA_BYTES, AT_RSEQ_FEATURE_SIZE, Area, FLAG_UNREGISTER, SIGNATURE};
 use std::io;
 
+/// The address of a symbol that the program need not have, as `*const u8`; null where it has none.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+macro_rules! weak_address {
+    ($name:literal) => {{
+        let address: *const u8;
+        // SAFETY: a load from the table of addresses that the linker makes; an unresolved weak symbol's entry is 0.
+        unsafe {
+            std::arch::asm!(
+                concat!(".weak ", $name),
+                concat!("mov {address}, qword ptr [rip + ", $name, "@GOTPCREL]"),
+                address = out(reg) address,
+                options(nostack, preserves_flags, readonly),
+            );
+        }
+        address
+    }};
+}
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(super) use weak_address;
+
 /// `rseq(2)`: from now on the kernel keeps the calling thread's `area` up to date.
 ///
 /// # Safety
@@ -54,19 +74,7 @@ fn c_library_symbols() -> Option<[*const u8; 2]> {
     any(target_feature = "crt-static", not(target_env = "gnu"))
 ))]
 fn c_library_symbols() -> Option<[*const u8; 2]> {
-    let (offset, size): (*const u8, *const u8);
-    // SAFETY: two loads from the table of addresses that the linker makes; an unresolved weak symbol's entry is 0.
-    unsafe {
-        std::arch::asm!(
-            ".weak __rseq_offset",
-            ".weak __rseq_size",
-            "mov {offset}, qword ptr [rip + __rseq_offset@GOTPCREL]",
-            "mov {size}, qword ptr [rip + __rseq_size@GOTPCREL]",
-            offset = out(reg) offset,
-            size = out(reg) size,
-            options(nostack, preserves_flags, readonly),
-        );
-    }
+    let (offset, size) = (weak_address!("__rseq_offset"), weak_address!("__rseq_size"));
     (!offset.is_null() && !size.is_null()).then_some([offset, size])
 }
 
