@@ -246,7 +246,8 @@ host_state() {
     fi
     awk '/^HugePages_Total/ { total = $2 } /^HugePages_Free/ { free = $2 }
         END { print "hugepages: " total ", of them in use: " total - free }' /proc/meminfo
-    cut -d' ' -f2 /proc/self/mounts | sed 's/^/mount /'
+    # The folder itself ip(8) mounts at its first "netns add" after the boot, and for good.
+    cut -d' ' -f2 /proc/self/mounts | grep -vx /run/netns | sed 's/^/mount /'
     for pid in /proc/[0-9]*; do
         exe=$(readlink "$pid/exe" 2>/dev/null) || continue
         [[ $exe == "$CARGO_TARGET_DIR"/* ]] && echo "process ${pid#/proc/} $exe"
