@@ -1,0 +1,398 @@
+//! A thread's stay in isolation: what it asks for, how it enters, what it learns, how it leaves.
+//!
+//! [`prepare`] does all that may take time, memory or privilege, [`Prepared::enter`] arms. A program with several workers prepares
+//! all of them before the first one enters, since preparing (opening trace events, locking memory) interrupts every CPU.
+#![allow(unsafe_code)]
+
+use super::refusal::Refusal;
+use super::shared::{OPEN, SHUT, Shared, Wishes, attention};
+use super::source::{Signals, Source};
+use super::sys::AlternateStack;
+use super::traps::Traps;
+use super::{handler, stub, sys};
+use crate::memory::KeptFromChildren;
+use crate::tracefs::Tracefs;
+use crate::watched::Watched;
+use crate::{KernelIsolation, memory, quiet};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use percpu::{CpuList, IsolatedMark, Topology, tsc};
+use std::io;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// What to do where the machine cannot give full isolation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strictness {
+    /// Say so, and go on.
+    Soft,
+    /// Refuse.
+    Strict,
+}
+
+/// What a violation does to the stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// It is counted, and the stay goes on.
+    Persistent,
+    /// It ends the stay: the thread learns it at its next turn, and may enter again.
+    OneShot,
+}
+
+/// What a thread wants of its isolation.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Which kernel entries are signalled.
+    pub signals: Signals,
+    /// What a violation does.
+    pub mode: Mode,
+    /// What to do where the machine cannot give it.
+    pub strictness: Strictness,
+    /// System calls are let through unsignalled, and the thread quiesces after them.
+    pub allow_syscalls: bool,
+    /// The same for page faults.
+    pub allow_exceptions: bool,
+    /// Wait at the next turn after any kernel entry until no more come.
+    pub quiesce: bool,
+    /// How long entering waits for the tick to stop, and quiescing for quiet, at most.
+    pub quiesce_limit: Duration,
+    /// The first violation ends the process by SIGABRT, in the place that made it.
+    pub abort: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            signals: Signals::ALL,
+            mode: Mode::Persistent,
+            strictness: Strictness::Strict,
+            allow_syscalls: false,
+            allow_exceptions: false,
+            quiesce: false,
+            quiesce_limit: Duration::from_secs(2),
+            abort: false,
+        }
+    }
+}
+
+/// Quiet for this long is quiet: more than two ticks at HZ=250.
+const QUIET: Duration = Duration::from_millis(10);
+
+/// A thread that has all it needs, and is not isolated yet.
+pub struct Prepared {
+    cpu: usize,
+    config: Config,
+    shared: Arc<Shared>,
+    traps: Traps,
+    shortcomings: Vec<Refusal>,
+    _stack: Option<KeptFromChildren>,
+    _alternate: AlternateStack,
+    /// Signals, events and stacks are the thread's own.
+    _not_send: PhantomData<*const ()>,
+}
+
+/// Prepares the calling thread, which is pinned to `cpu`, and locks the process's memory as it is now.
+pub fn prepare(cpu: usize, config: &Config) -> Result<Prepared, Refusal> {
+    let mut shortcomings = Vec::new();
+    let mut lacks = |refusal: Refusal| match config.strictness {
+        Strictness::Soft if refusal.is_soft() => {
+            shortcomings.push(refusal);
+            Ok(())
+        }
+        _ => Err(refusal),
+    };
+    check_pinned(cpu)?;
+    let kernel = KernelIsolation::read();
+    if !kernel.nohz_full.contains(cpu) {
+        let none = kernel.nohz_full.is_empty();
+        let nohz_full = if none { "none".to_owned() } else { kernel.nohz_full.to_string() };
+        lacks(Refusal::Ticks { cpu, nohz_full })?;
+    }
+    let tracefs = if config.signals.contains(Signals::INTERRUPTS) {
+        Some(Tracefs::open().map_err(super::traps::TrapError::Tracefs)?)
+    } else {
+        None
+    };
+    let traps = Traps::open(config.signals, tracefs.as_ref())?;
+    handler::install().map_err(Refusal::system("install signal handlers"))?;
+    let alternate = AlternateStack::set().map_err(Refusal::system("set an alternate signal stack"))?;
+    let stack = sys::stack().map_err(Refusal::system("find the thread's stack"))?;
+    let wishes = Wishes {
+        one_shot: config.mode == Mode::OneShot,
+        allow_syscalls: config.allow_syscalls,
+        allow_exceptions: config.allow_exceptions,
+        abort: config.abort,
+    };
+    let shared = Arc::new(Shared::new(wishes, stack.clone(), nix::unistd::gettid().as_raw()));
+    let locked = memory::lock_process().map_err(Refusal::system("read /proc/self/maps"))?;
+    if locked.present_bytes > 0 {
+        let source = io::Error::from_raw_os_error(locked.errno);
+        lacks(Refusal::Memory { bytes: locked.present_bytes, source })?;
+    }
+    Ok(Prepared {
+        cpu,
+        config: *config,
+        shared,
+        traps,
+        shortcomings,
+        _stack: KeptFromChildren::new(&sys::below_thread_block(&stack)).ok(),
+        _alternate: alternate,
+        _not_send: PhantomData,
+    })
+}
+
+fn check_pinned(cpu: usize) -> Result<(), Refusal> {
+    let mask = Topology::read().map_err(Refusal::system("read the affinity mask"))?.allowed;
+    if mask == CpuList::from_iter([cpu]) { Ok(()) } else { Err(Refusal::NotPinned { cpu, mask }) }
+}
+
+impl Prepared {
+    /// What another thread looks at: counts, records, and the means to suspend the stay.
+    pub fn watched(&self) -> Watched {
+        Watched::new(Arc::clone(&self.shared), self.cpu)
+    }
+
+    /// What this machine does not give; soft isolation only.
+    pub fn shortcomings(&self) -> &[Refusal] {
+        &self.shortcomings
+    }
+
+    /// Whether the kernel can stop its tick here.
+    pub fn is_tickless(&self) -> bool {
+        !self
+            .shortcomings
+            .iter()
+            .any(|lack| matches!(lack, Refusal::Ticks { .. } | Refusal::StillTicks { .. }))
+    }
+
+    /// Isolates the thread. From here on each kernel entry of a class that was asked for is signalled.
+    pub fn enter(mut self) -> Result<Isolated, Refusal> {
+        if handler::has_current() {
+            return Err(Refusal::Nested);
+        }
+        let mark = percpu::mark_isolated(self.cpu);
+        let mask_before = block_signals().map_err(Refusal::system("block signals"))?;
+        let mut isolated = Isolated { mask_before, _mark: mark, armed: false, prepared: None };
+        quiet::let_deferred_work_run();
+        if self.is_tickless() {
+            let quiet = quiet::wait_for_quiet(self.cpu, self.config.quiesce_limit)
+                .map_err(Refusal::system("read /proc/interrupts"))?;
+            if let Err(restless) = quiet {
+                let refusal = Refusal::StillTicks {
+                    cpu: self.cpu,
+                    waited_ms: restless.waited.as_millis() as u64,
+                    interrupts: restless.interrupts,
+                    window_ms: restless.window.as_millis() as u64,
+                };
+                match self.config.strictness {
+                    Strictness::Strict => return Err(refusal),
+                    Strictness::Soft => self.shortcomings.push(refusal),
+                }
+            }
+        }
+        isolated.prepared = Some(self);
+        isolated.arm()?;
+        Ok(isolated)
+    }
+}
+
+/// Blocks all signals but ours and those by which the CPU reports a broken program; gives the mask there was.
+fn block_signals() -> io::Result<SigSet> {
+    let mut mask = SigSet::all();
+    let kept =
+        [Signal::SIGSYS, Signal::SIGTRAP, Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGFPE, Signal::SIGILL];
+    kept.into_iter().chain([Signal::SIGABRT]).for_each(|signal| mask.remove(signal));
+    let mut before = SigSet::empty();
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&mask), Some(&mut before))?;
+    Ok(before)
+}
+
+/// What a thread learns at a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Nothing has happened.
+    Undisturbed,
+    /// The kernel was entered: signalled, or by an allowed way. The stay goes on.
+    Disturbed,
+    /// The stay has ended, by this. [`Isolated::enter_again`] begins another.
+    Ended(Source),
+}
+
+/// A thread's stay in isolation, which ends when this is dropped.
+pub struct Isolated {
+    /// Always there but while `enter` is under way.
+    prepared: Option<Prepared>,
+    mask_before: SigSet,
+    armed: bool,
+    _mark: Option<IsolatedMark>,
+}
+
+impl Isolated {
+    fn shared(&self) -> Option<&Shared> {
+        self.prepared.as_ref().map(|prepared| &*prepared.shared)
+    }
+
+    fn arm(&mut self) -> Result<(), Refusal> {
+        let Some(prepared) = &self.prepared else { return Ok(()) };
+        let shared = &*prepared.shared;
+        shared.ended_by.store(0, Ordering::Relaxed);
+        shared.attention.store(0, Ordering::Relaxed);
+        // SAFETY: `prepared` keeps it alive; `disarm` takes it away before that ends.
+        unsafe { handler::set_current(Some(shared)) };
+        self.armed = true;
+        prepared.traps.enable(true).map_err(Refusal::system("switch perf events on"))?;
+        if prepared.config.signals.contains(Signals::SYSCALLS) {
+            let selector = shared.gate.selector.as_ptr();
+            // SAFETY: the selector lives as long as `prepared`, and `disarm` stops the dispatch before that ends; where the guard is
+            // forgotten, both stay for ever. The handler is installed.
+            unsafe { sys::start_dispatch(stub::range(), selector) }.map_err(Refusal::Dispatch)?;
+            shared.traps_calls.store(true, Ordering::Relaxed);
+            if !shared.is_suspended() {
+                shared.gate.rest.store(SHUT, Ordering::Relaxed);
+                shared.gate.selector.store(SHUT, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    fn disarm(&mut self) {
+        if !std::mem::take(&mut self.armed) {
+            return;
+        }
+        let Some(prepared) = &self.prepared else { return };
+        prepared.shared.open_for_good();
+        if prepared.config.signals.contains(Signals::SYSCALLS) {
+            sys::stop_dispatch();
+        }
+        // Fails only for a descriptor that is none.
+        let _ = prepared.traps.enable(false);
+        // SAFETY: nothing is kept.
+        unsafe { handler::set_current(None) };
+    }
+
+    /// Once a turn of the thread's loop: one load while nothing has happened.
+    #[inline(always)]
+    pub fn turn(&mut self) -> Turn {
+        match self.shared() {
+            Some(shared) if shared.attention.load(Ordering::Relaxed) != 0 => self.attend(),
+            _ => Turn::Undisturbed,
+        }
+    }
+
+    #[cold]
+    fn attend(&mut self) -> Turn {
+        let Some(prepared) = &self.prepared else { return Turn::Undisturbed };
+        let shared = &*prepared.shared;
+        let bits = shared.attention.swap(0, Ordering::Relaxed);
+        if bits & attention::ENDED != 0 {
+            let source = shared.ended_by().unwrap_or(Source::Syscall);
+            self.disarm();
+            return Turn::Ended(source);
+        }
+        if bits & attention::SHUT_GATE != 0 {
+            let rest = shared.gate.rest.load(Ordering::Relaxed);
+            shared.gate.selector.store(rest, Ordering::Relaxed);
+        }
+        let allowed = bits & attention::ENTERED != 0;
+        if allowed || bits & attention::VIOLATED != 0 && prepared.config.quiesce {
+            self.quiesce();
+        }
+        Turn::Disturbed
+    }
+
+    /// Waits until no signal has come for a while; bounded. It makes no system call: the handlers tell.
+    fn quiesce(&self) {
+        let Some(prepared) = &self.prepared else { return };
+        let limit = tsc::from_ns(prepared.config.quiesce_limit.as_nanos() as u64);
+        let quiet = tsc::from_ns(QUIET.as_nanos() as u64);
+        let start = tsc::now();
+        let (mut last, mut seen) = (start, prepared.shared.attention.load(Ordering::Relaxed));
+        loop {
+            let now = tsc::now();
+            let bits = prepared.shared.attention.swap(0, Ordering::Relaxed);
+            seen |= bits;
+            if bits != 0 {
+                last = now;
+            }
+            if now.wrapping_sub(last) > quiet
+                || now.wrapping_sub(start) > limit
+                || seen & attention::ENDED != 0
+            {
+                break;
+            }
+            std::hint::spin_loop();
+        }
+        // Whatever ended the stay meanwhile is for the next turn.
+        prepared.shared.raise(seen & (attention::ENDED | attention::SHUT_GATE));
+    }
+
+    /// Runs `f` with system calls let through: a deliberate one, uncounted. Costs two stores.
+    #[inline(always)]
+    pub fn allow<R>(&self, f: impl FnOnce() -> R) -> R {
+        let Some(shared) = self.shared() else { return f() };
+        let _open = Opening::new(shared);
+        f()
+    }
+
+    /// Begins another stay after the last has ended. Fails where the thread is not on its CPU any more.
+    pub fn enter_again(&mut self) -> Result<(), Refusal> {
+        self.disarm();
+        if let Some(prepared) = &self.prepared {
+            check_pinned(prepared.cpu)?;
+        }
+        self.arm()
+    }
+
+    /// Whether the stay goes on.
+    pub fn is_isolated(&self) -> bool {
+        self.armed && self.shared().is_some_and(|shared| !shared.has_ended())
+    }
+
+    /// What another thread looks at.
+    pub fn watched(&self) -> Option<Watched> {
+        self.prepared.as_ref().map(Prepared::watched)
+    }
+
+    /// What this machine does not give; soft isolation only.
+    pub fn shortcomings(&self) -> &[Refusal] {
+        self.prepared.as_ref().map_or(&[], Prepared::shortcomings)
+    }
+}
+
+/// The gate, open for a while.
+struct Opening<'a> {
+    shared: &'a Shared,
+    before: u8,
+}
+
+impl<'a> Opening<'a> {
+    #[inline(always)]
+    fn new(shared: &'a Shared) -> Self {
+        let before = shared.gate.selector.load(Ordering::Relaxed);
+        shared.gate.selector.store(OPEN, Ordering::Relaxed);
+        // The compiler must not move the caller's system calls out of the window.
+        std::sync::atomic::compiler_fence(Ordering::SeqCst);
+        Self { shared, before }
+    }
+}
+
+impl Drop for Opening<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        std::sync::atomic::compiler_fence(Ordering::SeqCst);
+        if self.before == SHUT {
+            // Not what it was but what it shall be: the stay may have ended in between.
+            let rest = self.shared.gate.rest.load(Ordering::Relaxed);
+            self.shared.gate.selector.store(rest, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Isolated {
+    fn drop(&mut self) {
+        self.disarm();
+        // It was the thread's own mask.
+        let _ = self.mask_before.thread_set_mask();
+    }
+}

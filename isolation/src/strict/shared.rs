@@ -1,0 +1,152 @@
+//! What a worker, its signal handlers, the kernel and the control core know of one isolated thread.
+//!
+//! The kernel reads the selector at each system call; the handlers write the rest; the control core reads it. All of it is made before the
+//! thread enters, and outlives the thread's last system call.
+#![forbid(unsafe_code)]
+
+use super::record::RecordRing;
+use super::source::{SOURCES, Source};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+/// `SYSCALL_DISPATCH_FILTER_ALLOW` and `..._BLOCK` of `linux/prctl.h`.
+pub(super) const OPEN: u8 = 0;
+pub(super) const SHUT: u8 = 1;
+
+/// Why the thread should look up at its next turn.
+pub(super) mod attention {
+    /// The gate was left open for one call.
+    pub(crate) const SHUT_GATE: u32 = 1;
+    /// Isolation has ended.
+    pub(crate) const ENDED: u32 = 2;
+    /// Something happened that was signalled.
+    pub(crate) const VIOLATED: u32 = 4;
+    /// The kernel was entered by one of the allowed ways.
+    pub(crate) const ENTERED: u32 = 8;
+}
+
+/// What a handler needs to know of its thread's wishes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wishes {
+    pub(super) one_shot: bool,
+    pub(super) allow_syscalls: bool,
+    pub(super) allow_exceptions: bool,
+    pub(super) abort: bool,
+}
+
+/// The selector has its cache line to itself: the kernel's user of it is this thread, and nobody else's stores should take it away.
+#[repr(align(128))]
+pub(super) struct Gate {
+    pub(super) selector: AtomicU8,
+    /// What the selector goes back to: `SHUT` while system calls are trapped.
+    pub(super) rest: AtomicU8,
+}
+
+/// See the module.
+#[repr(align(128))]
+pub(crate) struct Shared {
+    pub(super) gate: Gate,
+    pub(super) attention: AtomicU32,
+    /// The source that ended isolation, plus one; 0 while nothing has.
+    pub(super) ended_by: AtomicU32,
+    /// A debugger is attached: handlers let everything through and count nothing.
+    pub(super) suspended: AtomicBool,
+    /// Signals by source.
+    counts: [AtomicU64; SOURCES],
+    /// Kernel entries that were allowed.
+    pub(super) allowed: AtomicU64,
+    /// Records that the ring had no room for.
+    pub(super) skipped: AtomicU64,
+    pub(crate) ring: RecordRing,
+    pub(super) wishes: Wishes,
+    /// The thread's stack.
+    pub(super) stack: Range<u64>,
+    tid: i32,
+    /// Whether system calls are trapped in this stay.
+    pub(super) traps_calls: AtomicBool,
+}
+
+impl Shared {
+    pub(super) fn new(wishes: Wishes, stack: Range<u64>, tid: i32) -> Self {
+        Self {
+            gate: Gate { selector: AtomicU8::new(OPEN), rest: AtomicU8::new(OPEN) },
+            attention: AtomicU32::new(0),
+            ended_by: AtomicU32::new(0),
+            suspended: AtomicBool::new(false),
+            counts: [const { AtomicU64::new(0) }; SOURCES],
+            allowed: AtomicU64::new(0),
+            skipped: AtomicU64::new(0),
+            ring: RecordRing::new(),
+            wishes,
+            stack,
+            tid,
+            traps_calls: AtomicBool::new(false),
+        }
+    }
+
+    /// Opens the gate for good, as far as this stay goes.
+    pub(super) fn open_for_good(&self) {
+        self.gate.rest.store(OPEN, Ordering::Relaxed);
+        self.gate.selector.store(OPEN, Ordering::Relaxed);
+    }
+
+    /// The stay is over, because of this.
+    pub(super) fn end(&self, source: Source) {
+        self.open_for_good();
+        self.ended_by.store(source.number() + 1, Ordering::Relaxed);
+        self.raise(attention::ENDED);
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended_by.load(Ordering::Relaxed) != 0
+    }
+
+    pub(super) fn ended_by(&self) -> Option<Source> {
+        Source::from_number(self.ended_by.load(Ordering::Relaxed).checked_sub(1)?)
+    }
+
+    pub(super) fn raise(&self, bits: u32) {
+        self.attention.fetch_or(bits, Ordering::Relaxed);
+    }
+
+    /// One more of these. Only the thread and its handlers count, which do not interrupt each other.
+    pub(super) fn count(&self, source: Source) {
+        let counter = &self.counts[source.number() as usize];
+        counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// From now on, or no more: handlers let everything through. For another thread.
+    pub(crate) fn suspend(&self, on: bool) {
+        if self.suspended.swap(on, Ordering::Relaxed) == on || self.has_ended() {
+            return;
+        }
+        if on {
+            self.open_for_good();
+        } else if self.traps_calls.load(Ordering::Relaxed) {
+            self.gate.rest.store(SHUT, Ordering::Relaxed);
+            // The thread shuts the gate: it may just now be making a call that is meant.
+            self.raise(attention::SHUT_GATE);
+        }
+    }
+
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.suspended.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn tid(&self) -> i32 {
+        self.tid
+    }
+
+    pub(crate) fn allowed_entries(&self) -> u64 {
+        self.allowed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn skipped_records(&self) -> u64 {
+        self.skipped.load(Ordering::Relaxed)
+    }
+
+    /// How many of these there were.
+    pub(crate) fn counted(&self, source: Source) -> u64 {
+        self.counts[source.number() as usize].load(Ordering::Relaxed)
+    }
+}

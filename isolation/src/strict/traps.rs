@@ -1,0 +1,90 @@
+//! The perf events of one thread that send it SIGTRAP: page faults, and whatever takes the CPU from it.
+//!
+//! A thread opens them for itself, before it enters; while it is isolated they only ever fire. What they count is what the thread suffers,
+//! and nothing of other tasks of its CPU.
+#![forbid(unsafe_code)]
+
+use super::handler::TAG;
+use super::source::{Signals, Source, VECTORS};
+use super::sys;
+use crate::tracefs::Tracefs;
+use perf_event_open_sys::bindings as perf;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use thiserror::Error;
+
+/// Why the events cannot be had.
+#[derive(Debug, Error)]
+pub enum TrapError {
+    /// Page faults in user mode: asked for without privilege.
+    #[error("the kernel does not signal page faults: {0}; it takes perf events with sigtrap (Linux 5.13)")]
+    Faults(#[source] io::Error),
+    /// Interrupts and preemption.
+    #[error(
+        "the kernel does not let this process signal {what}: {source}; run as root or with CAP_PERFMON (setcap cap_perfmon+ep), or leave \"interrupts\" out of --signal"
+    )]
+    Interrupts {
+        /// The event.
+        what: String,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// The trace events' numbers cannot be looked up.
+    #[error(
+        "{0}, and interrupts are signalled by trace events: run as root, mount tracefs, or leave \"interrupts\" out of --signal"
+    )]
+    Tracefs(#[source] io::Error),
+}
+
+/// The events of the calling thread.
+#[derive(Debug, Default)]
+pub(super) struct Traps(Vec<OwnedFd>);
+
+fn key(source: Source) -> u64 {
+    TAG << 32 | u64::from(source.number())
+}
+
+impl Traps {
+    /// Opens those of these classes, switched off.
+    pub(super) fn open(signals: Signals, tracefs: Option<&Tracefs>) -> Result<Self, TrapError> {
+        let mut traps = Self::default();
+        if signals.contains(Signals::EXCEPTIONS) {
+            let faults = perf::PERF_COUNT_SW_PAGE_FAULTS.into();
+            let event = sys::open_trap(perf::PERF_TYPE_SOFTWARE, faults, key(Source::PageFault), false);
+            traps.0.push(event.map_err(TrapError::Faults)?);
+        }
+        if signals.contains(Signals::INTERRUPTS) {
+            traps.open_interrupts(
+                tracefs.ok_or_else(|| TrapError::Tracefs(io::ErrorKind::NotFound.into()))?,
+            )?;
+        }
+        Ok(traps)
+    }
+
+    fn open_interrupts(&mut self, tracefs: &Tracefs) -> Result<(), TrapError> {
+        let refused = |what: &str| {
+            let what = what.to_owned();
+            move |source| TrapError::Interrupts { what, source }
+        };
+        let migrations = perf::PERF_COUNT_SW_CPU_MIGRATIONS.into();
+        let event = sys::open_trap(perf::PERF_TYPE_SOFTWARE, migrations, key(Source::Migration), true);
+        self.0.push(event.map_err(refused("migrations"))?);
+        let trace =
+            [(Source::Switch, "sched/sched_switch"), (Source::DeviceInterrupt, "irq/irq_handler_entry")];
+        let mut trace: Vec<(Source, String)> =
+            trace.iter().map(|(source, name)| (*source, (*name).to_owned())).collect();
+        trace.extend(VECTORS.iter().map(|name| (Source::Vector(name), format!("irq_vectors/{name}_entry"))));
+        for (source, name) in trace {
+            // A vector that this kernel does not trace is one that it does not have.
+            let Some(id) = tracefs.event_id(&name).map_err(TrapError::Tracefs)? else { continue };
+            let event = sys::open_trap(perf::PERF_TYPE_TRACEPOINT, id, key(source), true);
+            self.0.push(event.map_err(refused(&name))?);
+        }
+        Ok(())
+    }
+
+    /// Switches all of them.
+    pub(super) fn enable(&self, on: bool) -> io::Result<()> {
+        self.0.iter().try_for_each(|event| sys::enable(event.as_fd(), on))
+    }
+}

@@ -1,0 +1,67 @@
+//! What the control core sees of an isolated thread, without touching it.
+#![forbid(unsafe_code)]
+
+use crate::strict::Source;
+use crate::strict::record::Record;
+use crate::strict::shared::Shared;
+use std::fs;
+use std::sync::Arc;
+
+/// A view of one isolated thread.
+pub struct Watched {
+    shared: Arc<Shared>,
+    cpu: usize,
+}
+
+impl Watched {
+    pub(crate) fn new(shared: Arc<Shared>, cpu: usize) -> Self {
+        Self { shared, cpu }
+    }
+
+    /// The CPU it stays on.
+    pub fn cpu(&self) -> usize {
+        self.cpu
+    }
+
+    /// Its thread number.
+    pub fn tid(&self) -> i32 {
+        self.shared.tid()
+    }
+
+    /// How many kernel entries of this kind were signalled.
+    pub fn count(&self, source: Source) -> u64 {
+        self.shared.counted(source)
+    }
+
+    /// Kernel entries that were allowed, and not signalled.
+    pub fn allowed(&self) -> u64 {
+        self.shared.allowed_entries()
+    }
+
+    /// Records that were counted and not kept, because the reader was behind.
+    pub fn skipped(&self) -> u64 {
+        self.shared.skipped_records()
+    }
+
+    /// The oldest record that was not taken yet.
+    pub fn take_record(&self) -> Option<Record> {
+        self.shared.ring.pop()
+    }
+
+    /// The debugger that is attached to the thread, by its process number; `None` where there is none.
+    pub fn debugger(&self) -> Option<i32> {
+        let status = fs::read_to_string(format!("/proc/self/task/{}/status", self.tid())).ok()?;
+        let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?.trim().parse().ok()?;
+        (tracer != 0).then_some(tracer)
+    }
+
+    /// Lets everything through unsignalled while a debugger is attached, and signals again afterwards.
+    pub fn suspend(&self, on: bool) {
+        self.shared.suspend(on);
+    }
+
+    /// Whether it does.
+    pub fn is_suspended(&self) -> bool {
+        self.shared.is_suspended()
+    }
+}
