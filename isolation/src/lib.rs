@@ -11,6 +11,7 @@ pub mod memory;
 mod quiet;
 pub mod strict;
 mod sys;
+pub mod trace;
 pub mod tracefs;
 mod watched;
 
