@@ -13,6 +13,7 @@ pub mod strict;
 mod sys;
 pub mod trace;
 pub mod tracefs;
+pub mod user_stack;
 mod watched;
 
 pub use kernel::KernelIsolation;

@@ -34,6 +34,31 @@ fn a_system_call_is_counted_recorded_and_made() {
     });
 }
 
+#[inline(never)]
+fn outer_of_the_call() -> i64 {
+    black_box(inner_of_the_call() + 1)
+}
+
+#[inline(never)]
+fn inner_of_the_call() -> i64 {
+    black_box(getpid() + 1)
+}
+
+#[test]
+fn the_record_has_the_stack_of_the_call() {
+    let mut stacks = isolation::user_stack::UserStacks::read().unwrap();
+    let record = isolated(&soft(SYSCALLS), |guard| {
+        outer_of_the_call();
+        guard.watched().unwrap().take_record().unwrap()
+    });
+    let frames = stacks.frames(&record);
+    let place = |words: &str| frames.iter().position(|frame| frame.contains(words));
+    let (inner, outer) = (place("inner_of_the_call"), place("outer_of_the_call"));
+    assert!(inner.is_some() && inner < outer, "{frames:#?}");
+    // As far as the piece that was kept goes.
+    assert!(frames.len() >= 4, "{frames:#?}");
+}
+
 #[test]
 fn errors_and_six_arguments_arrive() {
     isolated(&soft(SYSCALLS), |guard| {
