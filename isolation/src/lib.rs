@@ -6,8 +6,10 @@
 //!
 //! `unsafe` is in `sys`, and in the parts of `strict` and `trace` that are signal handlers or rings.
 
+mod clock;
 mod kernel;
 pub mod memory;
+pub mod observer;
 mod quiet;
 pub mod strict;
 mod sys;
@@ -17,6 +19,7 @@ pub mod user_stack;
 mod watched;
 
 pub use kernel::KernelIsolation;
+pub use observer::{Observer, Violation};
 pub use quiet::timer_interrupts;
-pub use strict::{Config, Isolated, Mode, Prepared, Refusal, Signals, Source, Strictness, Turn, prepare};
+pub use strict::{Config, Isolated, Mode, Prepared, Refusal, Signals, Source, Strictness, Turn, Window, prepare};
 pub use watched::Watched;

@@ -43,6 +43,11 @@ impl Watched {
         self.shared.skipped_records()
     }
 
+    /// Whether the thread was isolated at that time (time stamp counter).
+    pub fn was_isolated(&self, at: u64) -> bool {
+        self.shared.was_isolated(at)
+    }
+
     /// The oldest record that was not taken yet.
     pub fn take_record(&self) -> Option<Record> {
         self.shared.ring.pop()

@@ -11,7 +11,6 @@ use super::sys::AlternateStack;
 use super::traps::Traps;
 use super::{handler, stub, sys};
 use crate::memory::KeptFromChildren;
-use crate::tracefs::Tracefs;
 use crate::watched::Watched;
 use crate::{KernelIsolation, memory, quiet};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
@@ -109,12 +108,16 @@ pub fn prepare(cpu: usize, config: &Config) -> Result<Prepared, Refusal> {
         let nohz_full = if none { "none".to_owned() } else { kernel.nohz_full.to_string() };
         lacks(Refusal::Ticks { cpu, nohz_full })?;
     }
-    let tracefs = if config.signals.contains(Signals::INTERRUPTS) {
-        Some(Tracefs::open().map_err(super::traps::TrapError::Tracefs)?)
-    } else {
-        None
+    let mut signals = config.signals;
+    let traps = match Traps::open(signals) {
+        // Without privilege there is no signal for interrupts, and the rest is worth having.
+        Err(error) if signals.contains(Signals::INTERRUPTS) => {
+            lacks(error.into())?;
+            signals = signals.without(Signals::INTERRUPTS);
+            Traps::open(signals)?
+        }
+        traps => traps?,
     };
-    let traps = Traps::open(config.signals, tracefs.as_ref())?;
     handler::install().map_err(Refusal::system("install signal handlers"))?;
     let alternate = AlternateStack::set().map_err(Refusal::system("set an alternate signal stack"))?;
     let stack = sys::stack().map_err(Refusal::system("find the thread's stack"))?;
@@ -132,7 +135,7 @@ pub fn prepare(cpu: usize, config: &Config) -> Result<Prepared, Refusal> {
     }
     Ok(Prepared {
         cpu,
-        config: *config,
+        config: Config { signals, ..*config },
         shared,
         traps,
         shortcomings,
@@ -241,6 +244,7 @@ impl Isolated {
         // SAFETY: `prepared` keeps it alive; `disarm` takes it away before that ends.
         unsafe { handler::set_current(Some(shared)) };
         self.armed = true;
+        shared.begin();
         prepared.traps.enable(true).map_err(Refusal::system("switch perf events on"))?;
         if prepared.config.signals.contains(Signals::SYSCALLS) {
             let selector = shared.gate.selector.as_ptr();
@@ -261,6 +265,7 @@ impl Isolated {
             return;
         }
         let Some(prepared) = &self.prepared else { return };
+        prepared.shared.close();
         prepared.shared.open_for_good();
         if prepared.config.signals.contains(Signals::SYSCALLS) {
             sys::stop_dispatch();
@@ -335,6 +340,11 @@ impl Isolated {
         f()
     }
 
+    /// The same window for code that has no access to the guard.
+    pub fn window(&self) -> Option<Window> {
+        self.prepared.as_ref().map(|prepared| Window(Arc::clone(&prepared.shared)))
+    }
+
     /// Begins another stay after the last has ended. Fails where the thread is not on its CPU any more.
     pub fn enter_again(&mut self) -> Result<(), Refusal> {
         self.disarm();
@@ -357,6 +367,20 @@ impl Isolated {
     /// What this machine does not give; soft isolation only.
     pub fn shortcomings(&self) -> &[Refusal] {
         self.prepared.as_ref().map_or(&[], Prepared::shortcomings)
+    }
+}
+
+/// A window for deliberate system calls: [`Isolated::allow`], to be given to what makes them. It is for the isolated thread; on
+/// another it would let that one's calls through.
+#[derive(Clone)]
+pub struct Window(Arc<Shared>);
+
+impl Window {
+    /// Runs `f` with system calls let through.
+    #[inline(always)]
+    pub fn allow<R>(&self, f: impl FnOnce() -> R) -> R {
+        let _open = Opening::new(&self.0);
+        f()
     }
 }
 

@@ -15,7 +15,7 @@ mod stub;
 mod sys;
 mod traps;
 
-pub use guard::{Config, Isolated, Mode, Prepared, Strictness, Turn, prepare};
+pub use guard::{Config, Isolated, Mode, Prepared, Strictness, Turn, Window, prepare};
 pub use record::Record;
 pub use refusal::Refusal;
 pub use source::{Signals, Source};

@@ -21,7 +21,7 @@ pub enum Refusal {
     },
     /// The tick could stop, and did not.
     #[error(
-        "the timer tick of CPU {cpu} has not stopped within {waited_ms} ms ({interrupts} timer interrupts in the last {window_ms}): something else wants that CPU; \"isolation check --cpus {cpu}\" says what, --isolation soft goes on"
+        "the timer tick of CPU {cpu} has not stopped within {waited_ms} ms ({interrupts} timer interrupts in the last {window_ms}): something else wants that CPU; \"isoplane check --cpus {cpu}\" says what, --isolation soft goes on"
     )]
     StillTicks {
         /// The CPU.
@@ -75,7 +75,13 @@ pub enum Refusal {
 impl Refusal {
     /// Whether the thread can be isolated all the same, though less well.
     pub(super) fn is_soft(&self) -> bool {
-        matches!(self, Self::Ticks { .. } | Self::StillTicks { .. } | Self::Memory { .. })
+        matches!(
+            self,
+            Self::Ticks { .. }
+                | Self::StillTicks { .. }
+                | Self::Memory { .. }
+                | Self::Traps(TrapError::Interrupts { .. } | TrapError::Tracefs(_))
+        )
     }
 
     pub(super) fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {

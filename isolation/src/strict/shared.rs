@@ -6,12 +6,18 @@
 
 use super::record::RecordRing;
 use super::source::{SOURCES, Source};
+use percpu::tsc;
+use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// `SYSCALL_DISPATCH_FILTER_ALLOW` and `..._BLOCK` of `linux/prctl.h`.
 pub(super) const OPEN: u8 = 0;
 pub(super) const SHUT: u8 = 1;
+
+/// Times between stays that are remembered.
+const MOST_OUTSIDE: usize = 1024;
 
 /// Why the thread should look up at its next turn.
 pub(super) mod attention {
@@ -62,6 +68,11 @@ pub(crate) struct Shared {
     /// The thread's stack.
     pub(super) stack: Range<u64>,
     tid: i32,
+    /// Since when, and until when, it is isolated, by the time stamp counter; 0 for neither.
+    since_tsc: AtomicU64,
+    until_tsc: AtomicU64,
+    /// Stretches of time between two stays. The thread adds to it when it is not isolated.
+    outside: Mutex<VecDeque<(u64, u64)>>,
     /// Whether system calls are trapped in this stay.
     pub(super) traps_calls: AtomicBool,
 }
@@ -80,6 +91,9 @@ impl Shared {
             wishes,
             stack,
             tid,
+            since_tsc: AtomicU64::new(0),
+            until_tsc: AtomicU64::new(0),
+            outside: Mutex::default(),
             traps_calls: AtomicBool::new(false),
         }
     }
@@ -90,8 +104,40 @@ impl Shared {
         self.gate.selector.store(OPEN, Ordering::Relaxed);
     }
 
-    /// The stay is over, because of this.
+    /// A stay begins.
+    pub(super) fn begin(&self) {
+        let now = tsc::now();
+        let until = self.until_tsc.swap(0, Ordering::Relaxed);
+        let mut outside = self.outside.lock().unwrap_or_else(PoisonError::into_inner);
+        if until != 0 {
+            outside.push_back((until, now));
+            if outside.len() > MOST_OUTSIDE {
+                outside.pop_front();
+            }
+        }
+        if self.since_tsc.load(Ordering::Relaxed) == 0 {
+            self.since_tsc.store(now, Ordering::Relaxed);
+        }
+    }
+
+    /// The stay is over.
+    pub(super) fn close(&self) {
+        let _ = self.until_tsc.compare_exchange(0, tsc::now(), Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Whether the thread was isolated at that time.
+    pub(crate) fn was_isolated(&self, at: u64) -> bool {
+        let (since, until) = (self.since_tsc.load(Ordering::Relaxed), self.until_tsc.load(Ordering::Relaxed));
+        let outside = self.outside.lock().unwrap_or_else(PoisonError::into_inner);
+        since != 0
+            && at >= since
+            && (until == 0 || at <= until)
+            && !outside.iter().any(|(from, to)| (*from..*to).contains(&at))
+    }
+
+    /// The stay is over, because of this. For handlers.
     pub(super) fn end(&self, source: Source) {
+        self.close();
         self.open_for_good();
         self.ended_by.store(source.number() + 1, Ordering::Relaxed);
         self.raise(attention::ENDED);

@@ -118,6 +118,12 @@ impl Signals {
         self.0 & other.0 == other.0
     }
 
+    /// Those of the first that are not in the second.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     /// Those of either.
     #[must_use]
     pub const fn with(self, other: Self) -> Self {

@@ -46,7 +46,7 @@ fn key(source: Source) -> u64 {
 
 impl Traps {
     /// Opens those of these classes, switched off.
-    pub(super) fn open(signals: Signals, tracefs: Option<&Tracefs>) -> Result<Self, TrapError> {
+    pub(super) fn open(signals: Signals) -> Result<Self, TrapError> {
         let mut traps = Self::default();
         if signals.contains(Signals::EXCEPTIONS) {
             let faults = perf::PERF_COUNT_SW_PAGE_FAULTS.into();
@@ -54,9 +54,7 @@ impl Traps {
             traps.0.push(event.map_err(TrapError::Faults)?);
         }
         if signals.contains(Signals::INTERRUPTS) {
-            traps.open_interrupts(
-                tracefs.ok_or_else(|| TrapError::Tracefs(io::ErrorKind::NotFound.into()))?,
-            )?;
+            traps.open_interrupts(&Tracefs::open().map_err(TrapError::Tracefs)?)?;
         }
         Ok(traps)
     }

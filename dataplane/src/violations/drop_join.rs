@@ -1,0 +1,318 @@
+//! Which packets an interruption cost: a worker's violations joined with the drop counters of its queues.
+//!
+//! Counters say how many packets were lost between two looks, a millisecond apart; violations say when the worker was away. Losses without a
+//! pause between them are one *episode*. It is the violations' that lie in it if they were long enough to have caused it: while they
+//! lasted, so many packets must have come as were lost. Otherwise the worker was there and overloaded, and the episode is nobody's. Whatever
+//! is lost is so counted once: at one violation, or at none.
+#![forbid(unsafe_code)]
+
+use isolation::Violation;
+use nic::DropReason;
+use std::collections::{BTreeMap, VecDeque};
+
+/// After an interruption the rings are full for a while, and packets are still lost for it.
+const CATCH_UP_NS: u64 = 3_000_000;
+/// Losses farther apart than this are two episodes.
+const PAUSE_NS: u64 = 4_000_000;
+/// Everything that belongs to a moment is known after this.
+const SETTLED_NS: u64 = 30_000_000;
+/// An episode that goes on and on is judged piece by piece.
+const LONGEST_EPISODE_NS: u64 = 500_000_000;
+/// Looks that are remembered.
+const MEMORY_NS: u64 = 2_000_000_000;
+/// By how much more than in its share of the time an interruption may lose packets: they come in bursts.
+const BURSTS: u128 = 3;
+
+/// Lost packets by queue (a number of the caller's) and reason.
+pub(crate) type Losses = BTreeMap<(usize, DropReason), u64>;
+
+/// What happened between two looks.
+#[derive(Debug)]
+struct Interval {
+    from_ns: u64,
+    to_ns: u64,
+    /// Packets that came in, lost or not.
+    arrived: u64,
+    losses: Losses,
+}
+
+impl Interval {
+    fn lost(&self) -> u64 {
+        self.losses.values().sum()
+    }
+}
+
+/// A violation with what it cost.
+#[derive(Debug)]
+pub(crate) struct Joined {
+    pub(crate) violation: Violation,
+    pub(crate) losses: Losses,
+}
+
+/// Joins the violations and losses of one worker.
+#[derive(Debug, Default)]
+pub(crate) struct DropJoin {
+    looked_ns: Option<u64>,
+    arrived: u64,
+    totals: Losses,
+    intervals: VecDeque<Interval>,
+    /// By the time they began.
+    waiting: Vec<Joined>,
+    /// Lost without a violation.
+    pub(crate) unattributed: Losses,
+}
+
+impl DropJoin {
+    /// A look at the counters: packets that have arrived at the worker's queues, and losses, since the start.
+    pub(crate) fn look(&mut self, now_ns: u64, arrived: u64, totals: Losses) {
+        let mut losses = Losses::new();
+        for (key, total) in &totals {
+            let before = self.totals.get(key).copied().unwrap_or(0);
+            // A counter that goes back takes packets off that were no losses after all: see `settle_all`.
+            if *total > before {
+                losses.insert(*key, total - before);
+            }
+        }
+        if let Some(from_ns) = self.looked_ns {
+            let arrived = arrived.saturating_sub(self.arrived);
+            self.intervals.push_back(Interval { from_ns, to_ns: now_ns, arrived, losses });
+        } else {
+            add(&mut self.unattributed, &losses);
+        }
+        (self.looked_ns, self.arrived, self.totals) = (Some(now_ns), arrived, totals);
+    }
+
+    /// A violation whose losses are to be found.
+    pub(crate) fn expect(&mut self, violation: Violation) {
+        let at = self.waiting.partition_point(|other| other.violation.start_ns <= violation.start_ns);
+        self.waiting.insert(at, Joined { violation, losses: Losses::new() });
+    }
+
+    /// Hands out the violations whose losses are known. `away_since_ns`: the worker is away since then.
+    pub(crate) fn settle(&mut self, now_ns: u64, away_since_ns: Option<u64>, out: &mut Vec<Joined>) {
+        let known_ns = now_ns.saturating_sub(SETTLED_NS).min(away_since_ns.unwrap_or(u64::MAX));
+        let open_since_ns = self.judge_episodes(known_ns);
+        let done = |joined: &Joined| {
+            let violation = &joined.violation;
+            let late = violation.end_ns + MEMORY_NS < now_ns;
+            late || violation.end_ns + CATCH_UP_NS < known_ns.min(open_since_ns)
+        };
+        out.extend(self.waiting.extract_if(.., |joined| done(joined)));
+        while self.intervals.front().is_some_and(|interval| {
+            interval.losses.is_empty() && interval.to_ns + MEMORY_NS < now_ns
+        }) {
+            self.intervals.pop_front();
+        }
+    }
+
+    /// The same for all there is: the run has ended.
+    pub(crate) fn settle_all(&mut self, out: &mut Vec<Joined>) {
+        self.judge_episodes(u64::MAX);
+        out.append(&mut self.waiting);
+    }
+
+    /// Judges each episode that is over by `known_ns`; says since when one is not.
+    fn judge_episodes(&mut self, known_ns: u64) -> u64 {
+        let mut first = 0;
+        loop {
+            let Some(start) = (first..self.intervals.len()).find(|&index| !self.intervals[index].losses.is_empty())
+            else {
+                return u64::MAX;
+            };
+            let (mut end, mut over) = (start, false);
+            for index in start..self.intervals.len() {
+                let interval = &self.intervals[index];
+                let quiet_ns = interval.to_ns.saturating_sub(self.intervals[end].to_ns);
+                if !interval.losses.is_empty() && interval.from_ns.saturating_sub(self.intervals[end].to_ns) <= PAUSE_NS {
+                    end = index;
+                } else if quiet_ns > PAUSE_NS {
+                    over = true;
+                    break;
+                }
+            }
+            let (from_ns, to_ns) = (self.intervals[start].from_ns, self.intervals[end].to_ns);
+            let long = to_ns - from_ns > LONGEST_EPISODE_NS;
+            if known_ns != u64::MAX && (!(over || long) || to_ns + PAUSE_NS > known_ns) {
+                return from_ns;
+            }
+            self.judge(start, end);
+            first = end + 1;
+        }
+    }
+
+    /// Gives the losses of the intervals `start..=end` to violations, or to none.
+    fn judge(&mut self, start: usize, end: usize) {
+        let (from_ns, to_ns) = (self.intervals[start].from_ns, self.intervals[end].to_ns);
+        let touches = |joined: &Joined, from_ns: u64, to_ns: u64| {
+            joined.violation.start_ns < to_ns && joined.violation.end_ns + CATCH_UP_NS > from_ns
+        };
+        let length = |joined: &Joined| joined.violation.end_ns - joined.violation.start_ns;
+        let suspects: Vec<usize> =
+            (0..self.waiting.len()).filter(|&index| touches(&self.waiting[index], from_ns, to_ns)).collect();
+        let began_ns = suspects.iter().map(|&index| self.waiting[index].violation.start_ns).min();
+        let window_from = began_ns.unwrap_or(from_ns).min(from_ns);
+        let window = self.intervals.iter().filter(|interval| {
+            interval.to_ns > window_from && interval.from_ns < to_ns + CATCH_UP_NS
+        });
+        let arrived: u64 = window.map(|interval| interval.arrived).sum();
+        let lost: u64 = self.intervals.range(start..=end).map(Interval::lost).sum();
+        let away_ns: u64 = suspects.iter().map(|&index| length(&self.waiting[index])).sum();
+        let (lost, window_ns) = (u128::from(lost), u128::from(to_ns - window_from));
+        let plausible = lost * window_ns * 2 <= BURSTS * u128::from(arrived) * u128::from(away_ns);
+        let longest = |indices: &mut dyn Iterator<Item = usize>| indices.max_by_key(|&index| length(&self.waiting[index]));
+        let mut verdicts: Vec<Option<usize>> = Vec::new();
+        for interval in self.intervals.range(start..=end) {
+            let here = &mut suspects
+                .iter()
+                .copied()
+                .filter(|&index| touches(&self.waiting[index], interval.from_ns, interval.to_ns));
+            let culprit = longest(here).or_else(|| longest(&mut suspects.iter().copied()));
+            verdicts.push(culprit.filter(|_| plausible));
+        }
+        for (interval, verdict) in self.intervals.range_mut(start..=end).zip(verdicts) {
+            let losses = std::mem::take(&mut interval.losses);
+            match verdict {
+                Some(index) => add(&mut self.waiting[index].losses, &losses),
+                None => add(&mut self.unattributed, &losses),
+            }
+        }
+    }
+}
+
+fn add(to: &mut Losses, losses: &Losses) {
+    for (key, count) in losses {
+        *to.entry(*key).or_default() += count;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MS: u64 = 1_000_000;
+    const FULL: (usize, DropReason) = (0, DropReason::RxRingFull);
+
+    fn violation(start_us: u64, end_us: u64) -> Violation {
+        Violation {
+            start_ns: start_us * 1000,
+            end_ns: end_us * 1000,
+            cause: format!("{start_us}"),
+            ..Violation::default()
+        }
+    }
+
+    /// One look a millisecond; each says what arrived and what was lost in it.
+    struct Scene {
+        join: DropJoin,
+        now_ms: u64,
+        arrived: u64,
+        lost: u64,
+        out: Vec<Joined>,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let mut join = DropJoin::default();
+            join.look(0, 0, Losses::new());
+            Self { join, now_ms: 0, arrived: 0, lost: 0, out: Vec::new() }
+        }
+
+        fn pass(mut self, ms: u64, arrived: u64, lost: u64) -> Self {
+            for _ in 0..ms {
+                self.now_ms += 1;
+                self.arrived += arrived;
+                self.lost += lost;
+                self.join.look(self.now_ms * MS, self.arrived, Losses::from([(FULL, self.lost)]));
+                self.join.settle(self.now_ms * MS, None, &mut self.out);
+            }
+            self
+        }
+
+        fn violation(mut self, start_us: u64, end_us: u64) -> Self {
+            self.join.expect(violation(start_us, end_us));
+            self
+        }
+
+        fn end(mut self) -> (Vec<(String, u64)>, u64) {
+            self.join.settle_all(&mut self.out);
+            let lost = |losses: &Losses| losses.values().sum::<u64>();
+            let found = self.out.iter().map(|one| (one.violation.cause.clone(), lost(&one.losses))).collect();
+            (found, lost(&self.join.unattributed))
+        }
+    }
+
+    #[test]
+    fn a_hogs_losses_are_the_hogs() {
+        // 500 packets a millisecond; a ring that holds 5 ms of them; 20 ms away, and a tick on the way back.
+        let scene = Scene::new()
+            .pass(10, 500, 0)
+            .pass(5, 0, 0)
+            .pass(15, 500, 500)
+            .pass(1, 3000, 40)
+            .violation(10_100, 30_100)
+            .violation(30_400, 30_410)
+            .pass(100, 500, 0);
+        assert_eq!(scene.out.len(), 2, "known without an end");
+        assert_eq!(scene.end(), (vec![("10100".into(), 15 * 500 + 40), ("30400".into(), 0)], 0));
+    }
+
+    #[test]
+    fn an_overload_is_nobodys_although_the_clock_ticks() {
+        let scene = (0..10).fold(Scene::new(), |scene, round| {
+            let tick_us = scene.now_ms * 1000 + 300;
+            let lost = if (3..7).contains(&round) { 3000 } else { 0 };
+            scene.pass(4, 4000, lost).violation(tick_us, tick_us + 12)
+        });
+        let (found, unattributed) = scene.pass(100, 1, 0).end();
+        assert!(found.iter().all(|(_, lost)| *lost == 0), "{found:?}");
+        assert_eq!((found.len(), unattributed), (10, 16 * 3000));
+    }
+
+    #[test]
+    fn a_short_interruption_at_line_rate_costs_what_came_meanwhile() {
+        // 14.88 Mpps, 18 us: 267 packets come, the ring takes 150 of them.
+        let scene = Scene::new().pass(10, 14_880, 0).pass(1, 14_880, 117).violation(10_300, 10_318);
+        assert_eq!(scene.pass(100, 14_880, 0).end(), (vec![("10300".into(), 117)], 0));
+    }
+
+    #[test]
+    fn what_is_lost_while_the_worker_is_away_waits_for_its_return() {
+        let mut scene = Scene::new().pass(10, 500, 0);
+        for ms in 11..=100_u64 {
+            scene.join.look(ms * MS, ms * 500, Losses::from([(FULL, (ms - 10) * 500)]));
+            scene.join.settle(ms * MS, Some(10 * MS), &mut scene.out);
+        }
+        scene.join.expect(violation(10_000, 100_000));
+        scene.join.settle(200 * MS, None, &mut scene.out);
+        assert_eq!(scene.end(), (vec![("10000".into(), 90 * 500)], 0));
+    }
+
+    proptest! {
+        #[test]
+        fn property_every_loss_is_counted_once(
+            steps in proptest::collection::vec((0..2000_u64, 0..300_u64, 0..8_u64, any::<bool>()), 1..200),
+        ) {
+            let (mut join, mut out) = (DropJoin::default(), Vec::new());
+            let (mut now, mut arrived, mut lost) = (0, 0, 0);
+            let mut expected = 0;
+            for (more, gone, ms, interrupted) in steps {
+                if interrupted {
+                    join.expect(violation(now / 1000, (now + ms * MS) / 1000));
+                    expected += 1;
+                }
+                now += ms * MS + 1000;
+                arrived += more;
+                // Mostly none.
+                lost += gone.saturating_sub(200);
+                join.look(now, arrived, Losses::from([(FULL, lost)]));
+                join.settle(now, interrupted.then_some(now - 5 * MS.min(now / 5)), &mut out);
+            }
+            join.settle_all(&mut out);
+            let attributed: u64 = out.iter().flat_map(|one| one.losses.values()).sum();
+            let unattributed: u64 = join.unattributed.values().sum();
+            prop_assert_eq!(attributed + unattributed, lost);
+            prop_assert_eq!(out.len(), expected);
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! Joins what workers' signal handlers wrote down with what the kernel's trace says: from both come violations.
+//!
+//! A signal knows where the worker was and what it called or touched; the trace knows who took the CPU, and for how long. Both come a little
+//! later than what they tell of, and in no order, so an interruption is held back until the signal for it must have come.
+//!
+//! It runs on a housekeeping CPU. All it needs is read when it is opened, before any worker is isolated.
+#![forbid(unsafe_code)]
+
+use crate::clock::Clock;
+use crate::strict::{Record, Signals, Source};
+use crate::trace::{Cause, Interruption, Totals, Trace, TraceError};
+use crate::user_stack::UserStacks;
+use crate::watched::Watched;
+use percpu::tsc;
+use std::collections::{BTreeMap, VecDeque};
+use std::fs;
+use std::time::{SystemTime, UNIX_EPOCH};
+use syscalls::Sysno;
+
+/// How long after an interruption its signal may come.
+const HOLD_NS: u64 = 5_000_000;
+/// How long interruptions are remembered, for gaps that are told of late.
+const MEMORY_NS: u64 = 1_000_000_000;
+/// Gaps and interruptions that are remembered.
+const MOST: usize = 4096;
+
+/// One entry of the kernel, or one absence from the CPU, of an isolated worker.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Violation {
+    /// When it began, in nanoseconds since 1970.
+    pub time_unix_ns: u64,
+    /// The same by CLOCK_MONOTONIC.
+    pub start_ns: u64,
+    /// When it was over; `start_ns` where that is not known.
+    pub end_ns: u64,
+    /// The worker's number.
+    pub worker: usize,
+    /// Its CPU.
+    pub cpu: usize,
+    /// What it was, in a word that can be counted: `syscall:write`, `irq:local_timer`, `task:ksoftirqd/1`.
+    pub cause: String,
+    /// More of it, in words: numbers, names, the sender.
+    pub detail: String,
+    /// How long it took, where that is known.
+    pub duration_ns: Option<u64>,
+    /// The address that faulted, or that the system call was made from.
+    pub address: Option<u64>,
+    /// Where the worker was, innermost first.
+    pub user_stack: Vec<String>,
+    /// Where the kernel was, innermost first: at an interrupt from another CPU the sender's.
+    pub kernel_stack: Vec<String>,
+}
+
+/// Time that a worker was away from its loop, with no event of this kernel in it: the hypervisor's, or the firmware's (SMI).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unexplained {
+    /// How often.
+    pub gaps: u64,
+    /// Altogether.
+    pub total_ns: u64,
+    /// The longest.
+    pub longest_ns: u64,
+}
+
+/// What is known of one worker.
+struct Worker {
+    watched: Watched,
+    /// Signals of interrupts that wait for their interruption.
+    signals: VecDeque<(u64, Record)>,
+    /// Interruptions that wait for their signal.
+    held: VecDeque<Interruption>,
+    /// When they were, for gaps.
+    recent: VecDeque<(u64, u64)>,
+    /// Gaps that wait for an explanation.
+    gaps: VecDeque<(u64, u64)>,
+    unexplained: Unexplained,
+    suspended_ns: Option<u64>,
+    skipped: u64,
+}
+
+/// Looks after the isolated workers of a process.
+pub struct Observer {
+    workers: Vec<Worker>,
+    trace: Option<Trace>,
+    knows_causes: bool,
+    stacks: Option<UserStacks>,
+    clock: Clock,
+    /// Of CLOCK_MONOTONIC's zero.
+    epoch_unix_ns: u64,
+    limits: Vec<String>,
+    suspended_by: BTreeMap<String, u64>,
+    found: Vec<(usize, Interruption)>,
+}
+
+impl Observer {
+    /// Opens what there is to know these workers by. What is not to be had is said by [`limits`](Self::limits).
+    pub fn open(watched: Vec<Watched>, signals: Signals) -> Self {
+        let mut limits = Vec::new();
+        let threads: Vec<(usize, i32)> = watched.iter().map(|watched| (watched.cpu(), watched.tid())).collect();
+        let (mut trace, mut knows_causes) = (None, false);
+        if signals.contains(Signals::INTERRUPTS) {
+            match Trace::open(&threads).and_then(started) {
+                Ok(open) => (trace, knows_causes) = (Some(open), true),
+                Err(why) => {
+                    limits.push(why.to_string());
+                    match Trace::unprivileged(&threads).and_then(started) {
+                        Ok(open) => trace = Some(open),
+                        Err(error) => limits.push(error.to_string()),
+                    }
+                }
+            }
+        }
+        limits.extend(trace.iter().flat_map(|trace| trace.limits().iter().cloned()));
+        let stacks = UserStacks::read().map_err(|error| limits.push(format!("stacks have no names: {error}"))).ok();
+        let now_unix_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64);
+        let worker = |watched| Worker {
+            watched,
+            signals: VecDeque::new(),
+            held: VecDeque::new(),
+            recent: VecDeque::new(),
+            gaps: VecDeque::new(),
+            unexplained: Unexplained::default(),
+            suspended_ns: None,
+            skipped: 0,
+        };
+        Self {
+            workers: watched.into_iter().map(worker).collect(),
+            trace,
+            knows_causes,
+            stacks,
+            clock: Clock::start(),
+            epoch_unix_ns: now_unix_ns.saturating_sub(tsc::monotonic_ns()),
+            limits,
+            suspended_by: BTreeMap::new(),
+            found: Vec::new(),
+        }
+    }
+
+    /// What cannot be known here, and why.
+    pub fn limits(&self) -> &[String] {
+        &self.limits
+    }
+
+    /// Debuggers that were seen at a worker, and how often they came.
+    pub fn suspended_by(&self) -> &BTreeMap<String, u64> {
+        &self.suspended_by
+    }
+
+    /// What has happened on a worker's CPU, whomever it hit.
+    pub fn totals(&self, worker: usize) -> Totals {
+        self.trace.as_ref().map(|trace| trace.totals(worker)).unwrap_or_default()
+    }
+
+    /// The worker's time that nothing here explains.
+    pub fn unexplained(&self, worker: usize) -> Unexplained {
+        self.workers.get(worker).map(|worker| worker.unexplained).unwrap_or_default()
+    }
+
+    /// Since when a worker is off its CPU (CLOCK_MONOTONIC); `None` while it runs, or where that cannot be known.
+    pub fn away_since(&self, worker: usize) -> Option<u64> {
+        self.trace.as_ref().and_then(|trace| trace.away_since(worker))
+    }
+
+    /// What another thread sees of a worker.
+    pub fn watched(&self, worker: usize) -> Option<&Watched> {
+        self.workers.get(worker).map(|worker| &worker.watched)
+    }
+
+    /// A worker's loop stood still from then to then (time stamp counter). It is explained by an interruption, or counted.
+    pub fn gap(&mut self, worker: usize, from: u64, to: u64) {
+        let (clock, knows_causes) = (self.clock, self.knows_causes);
+        if let Some(worker) = self.workers.get_mut(worker).filter(|_| knows_causes) {
+            worker.gaps.push_back((clock.to_ns(from), clock.to_ns(to)));
+            if worker.gaps.len() > MOST {
+                worker.gaps.pop_front();
+            }
+        }
+    }
+
+    /// Looks for debuggers: while one is attached to a worker, that one is not signalled. Reads `/proc`: a few times a second.
+    pub fn watch_debuggers(&mut self) {
+        for (index, worker) in self.workers.iter_mut().enumerate() {
+            let debugger = worker.watched.debugger();
+            if debugger.is_some() == worker.watched.is_suspended() {
+                continue;
+            }
+            worker.watched.suspend(debugger.is_some());
+            worker.suspended_ns = debugger.map(|_| tsc::monotonic_ns());
+            match debugger {
+                Some(pid) => {
+                    let name = format!("{}/{pid}", comm(pid));
+                    tracing::warn!("worker {index}: {name} is attached to it: its isolation is suspended");
+                    *self.suspended_by.entry(name).or_default() += 1;
+                }
+                None => tracing::warn!("worker {index}: the debugger has gone: isolated again"),
+            }
+        }
+    }
+
+    /// Reads what there is, and gives the violations that are complete. To be called about every millisecond.
+    pub fn poll(&mut self, out: &mut Vec<Violation>) {
+        self.clock.refresh();
+        let now_ns = tsc::monotonic_ns();
+        if let Some(trace) = &mut self.trace {
+            trace.poll(&mut self.found);
+            for (worker, interruption) in self.found.drain(..) {
+                let worker = &mut self.workers[worker];
+                worker.recent.push_back((interruption.start_ns, interruption.end_ns));
+                let suspended = worker.suspended_ns.is_some_and(|since| interruption.end_ns >= since);
+                // In the middle, for its edges are where the stay begins and ends.
+                let middle = interruption.start_ns / 2 + interruption.end_ns / 2;
+                let isolated = worker.watched.was_isolated(self.clock.to_tsc(middle))
+                    || worker.watched.was_isolated(self.clock.to_tsc(interruption.start_ns));
+                if isolated && !suspended {
+                    worker.held.push_back(interruption);
+                }
+            }
+        }
+        for index in 0..self.workers.len() {
+            self.take_records(index, out);
+            self.finish(index, now_ns, out);
+            self.judge_gaps(index, now_ns);
+        }
+    }
+
+    fn take_records(&mut self, index: usize, out: &mut Vec<Violation>) {
+        while let Some(record) = self.workers[index].watched.take_record() {
+            let time_ns = self.clock.to_ns(record.tsc);
+            match Source::from_number(record.source) {
+                Some(Source::Syscall) => {
+                    let name = usize::try_from(record.number).ok().and_then(Sysno::new);
+                    let name = name.map_or_else(|| record.number.to_string(), |name| name.name().to_owned());
+                    out.push(self.signalled(index, &record, time_ns, format!("syscall:{name}")));
+                }
+                Some(source @ (Source::PageFault | Source::Migration)) => {
+                    let mut violation = self.signalled(index, &record, time_ns, source.to_string());
+                    if source == Source::Migration {
+                        violation.address = None;
+                        violation.detail = format!("from CPU {}: isolation has ended", violation.cpu);
+                    }
+                    out.push(violation);
+                }
+                Some(source) if self.trace.is_none() => {
+                    let mut violation = self.signalled(index, &record, time_ns, source.to_string());
+                    violation.address = None;
+                    out.push(violation);
+                }
+                Some(_) => {
+                    let signals = &mut self.workers[index].signals;
+                    signals.push_back((time_ns, record));
+                    if signals.len() > MOST {
+                        signals.pop_front();
+                    }
+                }
+                None => {}
+            }
+        }
+        let worker = &mut self.workers[index];
+        worker.skipped = worker.watched.skipped();
+    }
+
+    /// What a signal alone says.
+    fn signalled(&mut self, index: usize, record: &Record, time_ns: u64, cause: String) -> Violation {
+        Violation {
+            time_unix_ns: self.epoch_unix_ns + time_ns,
+            start_ns: time_ns,
+            end_ns: time_ns,
+            worker: index,
+            cpu: self.workers[index].watched.cpu(),
+            cause,
+            address: Some(record.address),
+            user_stack: self.stacks.as_mut().map_or_else(Vec::new, |stacks| stacks.frames(record)),
+            ..Violation::default()
+        }
+    }
+
+    /// Interruptions whose signals have come, or never will.
+    fn finish(&mut self, index: usize, now_ns: u64, out: &mut Vec<Violation>) {
+        while let Some(held) = self.workers[index].held.pop_front_if(|held| held.end_ns + HOLD_NS < now_ns) {
+            let signals = &mut self.workers[index].signals;
+            // Older ones belong to interruptions that the trace has lost.
+            while signals.pop_front_if(|(time_ns, _)| *time_ns < held.start_ns).is_some() {}
+            let first = signals.pop_front_if(|(time_ns, _)| *time_ns <= held.end_ns + HOLD_NS);
+            let until = self.workers[index].held.front().map_or(u64::MAX, |next| next.start_ns);
+            let until = until.min(held.end_ns + HOLD_NS);
+            while self.workers[index].signals.pop_front_if(|(time_ns, _)| *time_ns < until).is_some() {}
+            out.push(self.traced(index, held, first.map(|(_, record)| record)));
+        }
+    }
+
+    /// What the trace says, with where the worker was.
+    fn traced(&mut self, index: usize, found: Interruption, record: Option<Record>) -> Violation {
+        let name = |address: u64| match &self.trace {
+            Some(trace) => trace.symbols().name_or_address(address),
+            None => format!("{address:#x}"),
+        };
+        let mut detail = Vec::new();
+        match &found.cause {
+            Cause::Task { pid, .. } => detail.push(format!("pid {pid}")),
+            Cause::Irq { irq, .. } => detail.push(format!("irq {irq}")),
+            Cause::Preempted => detail.push("which task cannot be known without CAP_PERFMON".into()),
+            _ => {}
+        }
+        detail.extend(found.work.map(|work| format!("work {}", name(work))));
+        let mut stack = &found.stack;
+        if let Some(sender) = &found.sender {
+            let who = if sender.comm.is_empty() { "a task that has ended" } else { &sender.comm };
+            let (callsite, callback) = (name(sender.callsite), sender.callback);
+            let what = if callback == 0 { callsite } else { format!("{callsite} for {}", name(callback)) };
+            detail.push(format!("sent by {who} (pid {}) on CPU {} from {what}", sender.tid, sender.cpu));
+            stack = &sender.stack;
+        }
+        if !found.also.is_empty() {
+            let also: Vec<String> = found.also.iter().map(Cause::to_string).collect();
+            detail.push(format!("with {}", also.join(" ")));
+        }
+        Violation {
+            time_unix_ns: self.epoch_unix_ns + found.start_ns,
+            start_ns: found.start_ns,
+            end_ns: found.end_ns,
+            worker: index,
+            cpu: self.workers[index].watched.cpu(),
+            cause: found.cause.to_string(),
+            detail: detail.join(", "),
+            duration_ns: Some(found.duration_ns()),
+            address: None,
+            user_stack: match (&mut self.stacks, record) {
+                (Some(stacks), Some(record)) => stacks.frames(&record),
+                _ => Vec::new(),
+            },
+            kernel_stack: stack.iter().map(|&address| name(address)).collect(),
+        }
+    }
+
+    fn judge_gaps(&mut self, index: usize, now_ns: u64) {
+        let away = self.away_since(index);
+        let worker = &mut self.workers[index];
+        while worker.recent.front().is_some_and(|(_, end)| end + MEMORY_NS < now_ns) || worker.recent.len() > MOST {
+            worker.recent.pop_front();
+        }
+        while let Some((from, to)) = worker.gaps.pop_front_if(|(_, to)| *to + 10 * HOLD_NS < now_ns) {
+            let explained = worker.recent.iter().any(|(start, end)| *start < to && from < *end);
+            if !explained && away.is_none_or(|since| since > to) {
+                let ns = to.saturating_sub(from);
+                worker.unexplained.gaps += 1;
+                worker.unexplained.total_ns += ns;
+                worker.unexplained.longest_ns = worker.unexplained.longest_ns.max(ns);
+            }
+        }
+    }
+}
+
+fn started(trace: Trace) -> Result<Trace, TraceError> {
+    trace.start().map(|()| trace)
+}
+
+fn comm(pid: i32) -> String {
+    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    comm.trim_end().to_owned()
+}
