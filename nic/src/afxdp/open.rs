@@ -15,6 +15,7 @@ use crate::port::{OpenContext, OpenPort, PortError, RxQueue, TxQueue};
 use crate::spec::PortSpec;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -79,7 +80,7 @@ impl Opening<'_> {
         let (program, link, hook, several) = self.attach(&interface, wants_several)?;
         if running {
             if !quirk.carrier_drop_delay.is_zero() {
-                self.watch_for_drop(&interface, quirk.carrier_drop_delay);
+                interface.wait_for_drop(quirk.carrier_drop_delay);
             }
             if !interface.wait_for_carrier(quirk.carrier_wait) {
                 tracing::warn!("{}: no carrier since the XDP program was attached", self.spec.name());
@@ -112,6 +113,9 @@ impl Opening<'_> {
             };
         let mut agreed = Agreed { hook, zero_copy: may_zero_copy, multi_buffer: several };
         let sockets = self.sockets(&device, &mut agreed)?;
+        if self.options.busy_poll_us > 0 {
+            self.advise_busy_poll(&device.interface);
+        }
         let max_segments = match (agreed.multi_buffer, agreed.zero_copy) {
             (false, _) => 1,
             (true, true) => quirk.zero_copy_segments,
@@ -142,11 +146,11 @@ impl Opening<'_> {
         Ok(before.map(|before| ChannelsBefore { interface: interface.clone(), before }))
     }
 
-    /// Some NICs are reset only a moment after the call returned.
-    fn watch_for_drop(&self, interface: &Interface, limit: Duration) {
-        let deadline = std::time::Instant::now() + limit;
-        while std::time::Instant::now() < deadline && matches!(interface.is_up(), Ok((_, true))) {
-            std::thread::sleep(Duration::from_millis(5));
+    /// Without these settings the NIC's interrupts go on beside the polling.
+    fn advise_busy_poll(&self, interface: &Interface) {
+        let lacks = interface.busy_poll_lacks(Path::new("/sys/class/net")).unwrap_or_default();
+        if let Some(advice) = busy_poll_advice(&lacks) {
+            tracing::warn!("{}: busy polling has little effect on {}: {advice}", self.spec.name(), self.name);
         }
     }
 
@@ -365,6 +369,17 @@ impl Opening<'_> {
         };
         OpenPort { port: Box::new(port), rx, tx }
     }
+}
+
+/// What to type for settings that are 0.
+fn busy_poll_advice(lacks: &[PathBuf]) -> Option<String> {
+    let echo = |path: &PathBuf| {
+        let value = if path.ends_with("gro_flush_timeout") { 200_000 } else { 2 };
+        format!("echo {value} > {}", path.display())
+    };
+    let commands: Vec<String> = lacks.iter().map(echo).collect();
+    (!commands.is_empty())
+        .then(|| format!("its interrupts are not deferred: run \"{}\" as root", commands.join(" && ")))
 }
 
 impl OpenContext<'_> {
