@@ -21,6 +21,7 @@ mod open;
 mod options;
 mod port;
 mod program;
+mod quiesce;
 mod quirks;
 mod release;
 mod ring;

@@ -211,7 +211,9 @@ impl RxQueue for AfxdpRx {
 impl Drop for AfxdpRx {
     /// Stops what comes in before it counts what has.
     fn drop(&mut self) {
-        self.socket.stop_receiving();
+        let ring = &self.receiver.ring;
+        // Nothing is taken off it meanwhile, so that this is where the producer stands.
+        self.socket.stop_receiving(|| ring.filled());
         self.receiver.settle_unread();
         self.socket.park_rx(self.receiver.give_up_ledger());
     }

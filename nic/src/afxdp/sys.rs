@@ -246,12 +246,12 @@ pub(crate) fn clear_socket(map: BorrowedFd<'_>, queue: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until every XDP program that runs now has ended, with what it started: `membarrier(2)`'s global command is
-/// an RCU grace period. Some 20 ms; where the kernel has it not, none.
-pub(crate) fn wait_for_grace_period() {
+/// `membarrier(2)`'s global command: an RCU grace period, some 20 ms. A kernel with `nohz_full` CPUs answers `EINVAL`.
+pub(crate) fn membarrier_global() -> io::Result<()> {
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
     // SAFETY: no memory is passed.
-    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// `BPF_PROG_LOAD` of an XDP program; on refusal the verifier's words are in `log`.
