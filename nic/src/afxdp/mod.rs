@@ -27,6 +27,7 @@ mod release;
 mod ring;
 mod rx;
 mod socket;
+mod stall;
 mod sys;
 mod tx;
 mod umem;

@@ -10,6 +10,7 @@ use super::program::{Hook, Program};
 use super::quirks::{self, Quirk};
 use super::rx::{AfxdpRx, MAX_SEGMENTS, Receiver};
 use super::socket::{Failed, Opened, Socket, Step, Wanted};
+use super::stall::Stalls;
 use super::tx::{AfxdpTx, Sender};
 use crate::port::{OpenContext, OpenPort, PortError, RxQueue, TxQueue};
 use crate::spec::PortSpec;
@@ -328,6 +329,7 @@ impl Opening<'_> {
         let mut rx: Vec<Box<dyn RxQueue>> = Vec::new();
         let mut tx: Vec<Box<dyn TxQueue>> = Vec::new();
         let mut queues = Vec::new();
+        let mut stalls = Stalls::default();
         let zero_copy = sockets.iter().all(|opened| opened.socket.zero_copy);
         let shares = sockets.first().is_some_and(|opened| opened.shares);
         let tx_budget = sockets.iter().find_map(|opened| opened.socket.tx_budget);
@@ -339,6 +341,7 @@ impl Opening<'_> {
             if let Some(side) = rx_side {
                 let doorbell = Arc::new(RxDoorbell { socket: socket.clone(), port: port.clone() });
                 let receiver = Receiver::new(side, pool.clone(), self.context.id);
+                stalls.watch(format!("the receive side of queue {}", socket.queue), receiver.stall());
                 let side = AfxdpRx::new(receiver, self.options.busy_poll_us > 0, doorbell, socket.clone());
                 queue.rx = Some(side.counters().clone());
                 rx.push(Box::new(side));
@@ -346,6 +349,7 @@ impl Opening<'_> {
             if let Some(side) = tx_side {
                 let doorbell = Arc::new(TxDoorbell { socket: socket.clone(), port });
                 let sender = Sender::new(side, pool.clone(), max_segments);
+                stalls.watch(format!("the transmit side of queue {}", socket.queue), sender.stall());
                 queue.tx = Some(sender.counters().clone());
                 queue.invalid = Some(sender.invalid().clone());
                 let side = AfxdpTx::new(sender, doorbell, socket);
@@ -377,6 +381,7 @@ impl Opening<'_> {
             mode: mode.join(", "),
             mac,
             queues,
+            stalls,
             counters: Vec::new(),
             counters_before: device.interface.counters().into_iter().collect(),
             device: device.clone(),

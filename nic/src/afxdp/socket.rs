@@ -169,7 +169,8 @@ impl Socket {
             Prober::new(pool, wanted.device.interface.index(), wanted.queue).map_err(at(Step::Register))?;
         let (fill, rx, tx) = rings(fd.as_fd(), wanted).map_err(at(Step::Rings))?;
         let mut fill = Fill { ring: fill, ledger: Ledger::new(pool) };
-        fill.top_up(pool);
+        // Where it is refused, the frames are missing, which is seen next.
+        let _ = fill.top_up(pool);
         // Some drivers never look at a fill ring again that was empty once (agave#6836): begin with a full one.
         if fill.ledger.len() < fill.ring.size() as usize {
             return Err(at(Step::Frames)(io::Error::from_raw_os_error(libc::ENOMEM)));
@@ -264,24 +265,27 @@ struct Fill {
 }
 
 impl Fill {
-    fn top_up(&mut self, pool: &Pool) {
-        top_up(&mut self.ring, &mut self.ledger, pool);
+    fn top_up(&mut self, pool: &Pool) -> Result<(), Hostile> {
+        top_up(&mut self.ring, &mut self.ledger, pool)
     }
 }
 
-/// Puts frames of the pool on a fill ring until it has as many with the kernel as it has entries, or until the pool is empty.
+/// Puts frames of the pool on a fill ring until it has as many with the kernel as it has entries, or until the pool is empty. An error
+/// where the kernel's index cannot be.
 #[inline(always)]
-pub(super) fn top_up(ring: &mut ProducerRing<u64>, ledger: &mut Ledger<()>, pool: &Pool) {
+pub(super) fn top_up(
+    ring: &mut ProducerRing<u64>,
+    ledger: &mut Ledger<()>,
+    pool: &Pool,
+) -> Result<(), Hostile> {
     loop {
         let missing =
             (ring.size() as usize).saturating_sub(ledger.len()).min(crate::memory::BATCH_SIZE) as u32;
         // A frame on the receive ring counts as with the kernel, so there is always room for what is missing.
-        let Ok(free) = ring.free(missing) else {
-            return;
-        };
+        let free = ring.free(missing)?;
         let wanted = missing.min(free);
         if wanted == 0 {
-            return;
+            return Ok(());
         }
         let mut written = 0;
         pool.allocate_frames(wanted as usize, |frame| match ledger.enter(frame, ()) {
@@ -294,7 +298,7 @@ pub(super) fn top_up(ring: &mut ProducerRing<u64>, ledger: &mut Ledger<()>, pool
         });
         ring.submit(written);
         if written < wanted {
-            return;
+            return Ok(());
         }
     }
 }
