@@ -11,6 +11,7 @@
 use crate::counters::QueueCounters;
 use crate::memory::{Batch, Pool, PoolError};
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use thiserror::Error;
@@ -104,6 +105,16 @@ pub trait PortPlan: Send {
     /// The smallest frames it can work with, in bytes.
     fn min_frame_size(&self) -> usize {
         2048
+    }
+
+    /// The longest packet it will send, in bytes, as [`Port::max_packet_len`] says it later; `None` where that is known only then.
+    fn max_packet_len(&self) -> Option<usize> {
+        None
+    }
+
+    /// The file it will write, as an absolute path without links; no other port can have it.
+    fn output_file(&self) -> Option<PathBuf> {
+        None
     }
 
     /// Opens it.
