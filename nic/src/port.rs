@@ -168,6 +168,11 @@ pub trait Port: Send {
     /// time when the workers have stopped.
     fn refresh(&mut self) {}
 
+    /// What the port was to leave behind and could not: packets in a file. Asked at the end, when its queues have gone.
+    fn lost_output(&self) -> Option<PortGone> {
+        None
+    }
+
     /// Numbers of this driver alone, for the report: name and value.
     fn extra_counters(&self) -> Vec<(String, u64)> {
         Vec::new()

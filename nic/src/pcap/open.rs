@@ -6,7 +6,8 @@ use super::output::{Channel, Output};
 use super::rx::{FileRx, NoFileRx, Replay, span_ns};
 use super::tx::{FileTx, NoFileTx};
 use crate::port::{
-    LinkState, MacAddress, OpenContext, OpenPort, Port, PortError, PortId, PortPlan, RxQueue, TxQueue,
+    LinkState, MacAddress, OpenContext, OpenPort, Port, PortError, PortGone, PortId, PortPlan, RxQueue,
+    TxQueue,
 };
 use crate::spec::PortSpec;
 use nix::unistd::{AccessFlags, access};
@@ -225,6 +226,11 @@ impl Port for PcapPort {
             Some(reason) => LinkState::Gone(reason.to_owned()),
             None => LinkState::Up { speed_mbps: None },
         }
+    }
+
+    fn lost_output(&self) -> Option<PortGone> {
+        let reason = self.output.as_ref()?.failure()?.to_owned();
+        Some(PortGone { port: self.name.clone(), reason })
     }
 
     /// The stamps' clock drifts from the system's by the error of the counter's frequency.
