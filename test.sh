@@ -338,7 +338,8 @@ campaign() {
         fi
         rounds=$((rounds + 1))
     done
-    echo "test result: ok. 1 passed; 0 failed; $test: $((500 * rounds)) cases"
+    # A test may set its own number of cases.
+    echo "test result: ok. 1 passed; 0 failed; $test: $rounds rounds"
 }
 
 export logs root campaign_seconds

@@ -123,3 +123,83 @@ fn a_damaged_capture_is_one_clear_line() {
         assert!(!directory.path().join("out.pcapng").exists(), "nothing is opened before all is checked");
     }
 }
+
+/// Runs l2fwd with `full/` in `folder` on a file system of 32 KiB, of which `out.pcapng` is `saved.pcapng` afterwards.
+fn l2fwd_on_a_small_disk(folder: &Path, ports: &[String], duration: &str) -> Output {
+    const SCRIPT: &str = "cd \"$0\" && mount -t tmpfs -o size=32k none full || exit 99
+        \"$@\"; status=$?; cp full/out.pcapng saved.pcapng; exit $status";
+    fs::create_dir_all(folder.join("full")).unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", SCRIPT]).arg(folder).arg(env!("CARGO_BIN_EXE_l2fwd"));
+    command.args(["--no-mac-updating", "--no-color", "--duration", duration, "--report", "report.json"]);
+    for port in ports {
+        command.args(["--port", port]);
+    }
+    command.output().unwrap()
+}
+
+#[test]
+fn namespace_a_run_that_lost_its_output_file_does_not_end_well() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED namespace_a_run_that_lost_its_output_file_does_not_end_well: needs root to mount");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    fs::write(path("in.pcap"), pcap(Order { big: false }, true, &vec![vec![7; 1000]; 40])).unwrap();
+    let ports = |input: &str| [format!("pcap:in.pcap?{input}"), "pcap:none?out=full/out.pcapng".to_owned()];
+    for (input, duration) in [
+        // 40 KiB, which fit a block: it is written when the queue is dropped, after the control core has ended.
+        ("speed=max", "20"),
+        // Lost while the run goes on, by a port beside one that has not stopped; the time ends it.
+        ("speed=max&loop=0", "1"),
+    ] {
+        let output = l2fwd_on_a_small_disk(directory.path(), &ports(input), duration);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{input}: {text}");
+        let errors: Vec<&str> = text.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert!(errors.len() == 1 && errors[0].contains("out.pcapng (No space left"), "{input}: {text}");
+        assert_eq!(text.matches("ERROR").count(), 1, "{input}: {text}");
+        // The report is there, and says which packets were lost; those in the file are whole.
+        let report: Value = serde_json::from_slice(&fs::read(path("report.json")).unwrap()).unwrap();
+        let (sent, lost) = (number(&report["ports"][1], "tx_packets"), &report["ports"][1]["drops"]);
+        assert_eq!(
+            number(&report["ports"][0], "rx_packets"),
+            sent + number(lost, "tx_port_down"),
+            "{report}"
+        );
+        assert_eq!(read(&path("saved.pcapng")).len() as u64, sent);
+    }
+    // With room for all of it, the same run ends well.
+    fs::write(path("in.pcap"), pcap(Order { big: false }, true, &vec![vec![7; 1000]; 20])).unwrap();
+    let output = l2fwd_on_a_small_disk(directory.path(), &ports("speed=max"), "20");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(read(&path("saved.pcapng")).len(), 20);
+}
+
+#[test]
+fn two_ports_with_one_output_are_refused_before_it_is_emptied() {
+    let directory = tempfile::tempdir().unwrap();
+    let (here, frames) = (directory.path().display(), mixed_frames());
+    fs::write(directory.path().join("in.pcap"), pcap(Order { big: false }, true, &frames)).unwrap();
+    let (there, fresh) = (directory.path().join("out.pcapng"), directory.path().join("new.pcapng"));
+    fs::write(&there, "precious").unwrap();
+    std::os::unix::fs::symlink(&there, directory.path().join("link.pcapng")).unwrap();
+    let run = |first: &str, second: &str| {
+        let ports = [format!("pcap:{here}/in.pcap?out={first}"), format!("pcap:none?out={second}")];
+        let output = l2fwd(&ports, &directory.path().join("report.json"));
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    for (first, second) in [
+        (format!("{here}/out.pcapng"), format!("{here}/out.pcapng")),
+        (format!("{here}/out.pcapng"), format!("{here}/link.pcapng")),
+        (format!("{here}/new.pcapng"), format!("{here}/./new.pcapng")),
+    ] {
+        let (status, text) = run(&first, &second);
+        assert!(status == Some(2) && text.trim_end().lines().count() == 1, "{text}");
+        assert!(text.contains("ports 0 and 1 both write") && text.contains("out=FILE"), "{text}");
+        assert!(fs::read_to_string(&there).unwrap() == "precious" && !fresh.exists());
+    }
+    // No file, and room for both.
+    assert_eq!(run("/dev/null", "/dev/null").0, Some(0));
+}

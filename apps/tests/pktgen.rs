@@ -273,3 +273,15 @@ fn bad_input_is_explained() {
     assert_eq!((run.status, run.errors.len()), (2, 1));
     assert!(run.errors[0].contains("--port"), "{:?}", run.errors);
 }
+
+#[test]
+fn packets_that_no_port_can_send_are_refused_before_any_is_opened() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("out.pcapng");
+    let pcap = format!("pcap:none?out={}", file.display());
+    let args = ["--port", &pcap, "--port", "veth:x?mtu=1500", "--size", "60-1515", "--count", "1"];
+    let run = end(pktgen(&args).spawn().unwrap(), Instant::now(), None);
+    let text = run.errors.join("\n");
+    assert!(text.contains("1515 bytes do not fit veth:x: choose at most 1514"), "{text}");
+    assert_eq!((run.status, run.errors.len(), file.exists()), (2, 1, false), "{text}");
+}

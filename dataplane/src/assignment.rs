@@ -48,6 +48,15 @@ pub(crate) fn deal(
             all.len().div_ceil(workers),
         )));
     }
+    // A worker without a queue sends what its application makes, and never knows when to end.
+    let busy = all.len().div_ceil(share);
+    if queues_per_worker.is_some() && workers > busy.max(1) {
+        return Err(Error::Configuration(format!(
+            "--queues-per-worker {share}: {} receive queues are enough for {busy} of {workers} workers, and one without a queue would wait for ever: give {} to --workers, or leave --queues-per-worker out",
+            all.len(),
+            if busy == 1 { "one CPU".into() } else { format!("{busy} CPUs") },
+        )));
+    }
     // Without a fixed share the first workers get one queue more than the last, and none gets nothing.
     let mut dealt: Vec<WorkerQueues> = vec![WorkerQueues::default(); workers];
     let mut rest = all.as_slice();
@@ -110,6 +119,16 @@ mod tests {
                 let dealt = deal(&[queues], workers, None, |_, _| true).unwrap();
                 assert!(dealt.iter().all(|worker| !worker.rx.is_empty()));
                 assert_eq!(dealt.iter().map(|worker| worker.rx.len()).sum::<usize>(), queues);
+                for share in 1..=queues {
+                    // Dealt whole with no worker idle, or refused.
+                    if let Ok(dealt) = deal(&[queues], workers, Some(share), |_, _| true) {
+                        assert!(dealt.iter().all(|worker| (1..=share).contains(&worker.rx.len())));
+                        assert_eq!(dealt.iter().map(|worker| worker.rx.len()).sum::<usize>(), queues);
+                    }
+                }
+                // What the default number of workers comes to is never refused.
+                let share = queues.div_ceil(workers);
+                assert!(deal(&[queues], queues.div_ceil(share), Some(share), |_, _| true).is_ok());
             }
         }
     }
@@ -119,5 +138,10 @@ mod tests {
         let error = |workers, share| deal(&[1, 1], workers, share, |_, _| true).unwrap_err().to_string();
         assert!(error(3, None).contains("3 workers for 2 receive queues"));
         assert!(error(1, Some(1)).contains("need 2 workers"));
+        let idle = error(2, Some(2));
+        assert!(
+            idle.contains("enough for 1 of 2 workers") && idle.contains("give one CPU to --workers"),
+            "{idle}"
+        );
     }
 }

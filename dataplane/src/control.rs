@@ -79,6 +79,13 @@ pub(crate) fn run(
     Ok(ended.or_else(|| all_gone(registry)))
 }
 
+/// Looks at the links a last time, when the queues have gone: a file takes its last packets when its queue is dropped. Gives
+/// the first port whose output is lost.
+pub(crate) fn last_look(registry: &mut Registry, state: &RunState) -> Option<PortGone> {
+    watch_links(registry, state);
+    registry.ports.iter().find_map(|entry| entry.port.lost_output())
+}
+
 fn watch_links(registry: &mut Registry, state: &RunState) {
     while let Some((port, gone)) = state.events.pop() {
         if let Some(entry) = registry.ports.get_mut(usize::from(port.0))

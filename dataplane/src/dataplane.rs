@@ -140,6 +140,7 @@ impl Dataplane {
         let duration_s = started.elapsed().as_secs_f64();
         // The queues went with the workers; those nobody took go now. What the kernel counted is read before the port closes.
         drop((std::mem::take(&mut self.rx), std::mem::take(&mut self.tx)));
+        let lost = control::last_look(&mut self.registry, &state);
         self.registry.ports.iter_mut().for_each(|entry| entry.port.refresh());
         let ports: Vec<PortReport> = self.registry.ports.iter().map(PortReport::new).collect();
         let workers = |gaps: &[LoopGap]| -> Vec<WorkerReport> {
@@ -167,7 +168,7 @@ impl Dataplane {
         if let Some(path) = &self.plan.args.report {
             write_report(path, &report)?;
         }
-        match gone {
+        match gone.or(lost) {
             Some(gone) => Err(gone.into()),
             None => Ok(Outcome { report, applications }),
         }

@@ -43,7 +43,7 @@ pub enum Error {
         /// What the system answered.
         source: io::Error,
     },
-    /// A port stopped working while the dataplane ran, and with it all there was to do.
+    /// A port stopped working while the dataplane ran, and with it all there was to do, or what it was to leave behind.
     #[error(transparent)]
     Gone(#[from] PortGone),
     /// A worker thread panicked: a bug in the application or in the framework.

@@ -11,7 +11,7 @@ use nic::drivers;
 use nic::memory::{BATCH_SIZE, PoolConfig};
 use nic::{PortId, PortPlan, PortSpec};
 use percpu::Topology;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
@@ -56,6 +56,7 @@ impl Plan {
             .into_iter()
             .map(|spec| drivers::check(&spec).map(|plan| (spec, plan)))
             .collect::<Result<Vec<_>, _>>()?;
+        check_output_files(&ports)?;
         if args.queues_per_worker == Some(0) {
             return Err(Error::Configuration(
                 "--queues-per-worker 0: a worker polls at least one queue".into(),
@@ -72,6 +73,19 @@ impl Plan {
         let ids = || (0..ports.len()).map(|port| PortId(port as u16));
         let reaches = ids().flat_map(|from| ids().map(move |to| (from, to))).collect();
         Ok(Self { args: args.clone(), ports, placement, reaches })
+    }
+
+    /// Refuses packets of `length` bytes where a port is known to send shorter ones only; what `option` is to be instead is
+    /// in the error.
+    pub fn check_packet_len(&self, option: &str, length: usize) -> Result<(), Error> {
+        let ports = self.ports.iter().filter_map(|(spec, plan)| Some((spec, plan.max_packet_len()?)));
+        match ports.min_by_key(|(_, most)| *most).filter(|(_, most)| length > *most) {
+            None => Ok(()),
+            Some((spec, most)) => Err(Error::Configuration(format!(
+                "{option}: frames of {length} bytes do not fit {}: choose at most {most}",
+                spec.name()
+            ))),
+        }
     }
 
     /// How many ports there are.
@@ -156,6 +170,23 @@ impl Plan {
 
 pub(crate) fn tx_queues(dealt: &[WorkerQueues], port: usize) -> usize {
     dealt.iter().flat_map(|worker| &worker.tx).filter(|(to, _)| usize::from(to.0) == port).count()
+}
+
+/// The first of two ports empties the file, and only then the second one would find it taken.
+fn check_output_files(ports: &[(PortSpec, Box<dyn PortPlan>)]) -> Result<(), Error> {
+    let mut known = BTreeMap::new();
+    for (index, file) in
+        ports.iter().enumerate().filter_map(|(index, (_, plan))| Some((index, plan.output_file()?)))
+    {
+        if let Some(first) = known.get(&file) {
+            return Err(Error::Configuration(format!(
+                "ports {first} and {index} both write {}: give each port a file of its own (out=FILE)",
+                file.display()
+            )));
+        }
+        known.insert(file, index);
+    }
+    Ok(())
 }
 
 /// Tells now, and not after an hour's run, that a report cannot be written; leaves no file behind.

@@ -10,17 +10,23 @@ use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockProtocol, So
 use nix::sys::time::{TimeVal, TimeValLike};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// `IFLA_STATS_LINK_64` of `linux/if_link.h`.
 const IFLA_STATS_LINK_64: u16 = 1;
 /// `VETH_INFO_PEER` of `linux/veth.h`.
 const VETH_INFO_PEER: u16 = 1;
 const HEADER: usize = 16;
+/// How long the kernel may take for an answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
 
 /// A routing socket. It belongs to the network namespace of the thread that opened it, whoever uses it later.
 #[derive(Debug)]
 pub(crate) struct RouteSocket {
     fd: OwnedFd,
+    /// The number of the last request.
+    sequence: Mutex<u32>,
 }
 
 /// A request under construction.
@@ -69,9 +75,10 @@ impl Request {
         self
     }
 
-    fn finish(mut self) -> Vec<u8> {
+    fn finish(mut self, sequence: u32) -> Vec<u8> {
         let length = self.bytes.len() as u32;
         self.bytes[..4].copy_from_slice(&length.to_ne_bytes());
+        self.bytes[8..12].copy_from_slice(&sequence.to_ne_bytes());
         self.bytes
     }
 }
@@ -102,8 +109,9 @@ impl RouteSocket {
             SockFlag::SOCK_CLOEXEC,
             SockProtocol::NetlinkRoute,
         )?;
-        socket::setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(2))?;
-        Ok(Self { fd })
+        let limit = TimeVal::seconds(ANSWER_LIMIT.as_secs() as i64);
+        socket::setsockopt(&fd, sockopt::ReceiveTimeout, &limit)?;
+        Ok(Self { fd, sequence: Mutex::new(0) })
     }
 
     /// The descriptor; interface requests (`ioctl(2)`) act on its namespace too.
@@ -111,11 +119,24 @@ impl RouteSocket {
         self.fd.as_fd()
     }
 
+    /// Sends a request and gives the answer to it. Others are passed over: that to a request whose asker did not wait.
     fn ask(&self, request: Request) -> io::Result<Vec<u8>> {
-        socket::send(self.fd.as_raw_fd(), &request.finish(), MsgFlags::empty())?;
-        let mut answer = vec![0; 16 << 10];
-        let length = socket::recv(self.fd.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-        answer.truncate(length);
+        // Locked to the end, or one asker would pass over the answer of another.
+        let mut sequence = self.sequence.lock().unwrap_or_else(PoisonError::into_inner);
+        *sequence = sequence.wrapping_add(1);
+        socket::send(self.fd.as_raw_fd(), &request.finish(*sequence), MsgFlags::empty())?;
+        let deadline = Instant::now() + ANSWER_LIMIT;
+        let answer = loop {
+            let mut answer = vec![0; 16 << 10];
+            let length = socket::recv(self.fd.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+            answer.truncate(length);
+            if number32(&answer, 8) == Some(*sequence) {
+                break answer;
+            }
+            if Instant::now() >= deadline {
+                return Err(Errno::EAGAIN.into());
+            }
+        };
         let code = answer.get(HEADER..HEADER + 4).and_then(|code| code.try_into().ok());
         if number16(&answer, 4) == Some(libc::NLMSG_ERROR as u16) {
             match code.map(i32::from_ne_bytes) {
@@ -199,4 +220,27 @@ impl RouteSocket {
 
 fn number16(bytes: &[u8], at: usize) -> Option<u16> {
     bytes.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes)
+}
+
+fn number32(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_belongs_to_another_request_is_passed_over() {
+        let route = RouteSocket::open().unwrap();
+        // Nobody waits for the answer to this one: an error, for there is no such interface.
+        let mut message = [0; 12];
+        message[4..8].copy_from_slice(&u32::MAX.to_ne_bytes());
+        let stray = Request::new(libc::RTM_GETSTATS, libc::NLM_F_REQUEST, &message).finish(4711);
+        socket::send(route.fd.as_raw_fd(), &stray, MsgFlags::empty()).unwrap();
+        // The loopback interface is number 1 in every namespace.
+        assert!(route.link_counters(1).unwrap().len() > 20);
+        let error = route.link_counters(i32::MAX as u32).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
+    }
 }

@@ -11,6 +11,7 @@
 use crate::counters::QueueCounters;
 use crate::memory::{Batch, Pool, PoolError};
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use thiserror::Error;
@@ -106,6 +107,16 @@ pub trait PortPlan: Send {
         2048
     }
 
+    /// The longest packet it will send, in bytes, as [`Port::max_packet_len`] says it later; `None` where that is known only then.
+    fn max_packet_len(&self) -> Option<usize> {
+        None
+    }
+
+    /// The file it will write, as an absolute path without links; no other port can have it.
+    fn output_file(&self) -> Option<PathBuf> {
+        None
+    }
+
     /// Opens it.
     fn open(self: Box<Self>, context: &OpenContext<'_>) -> Result<OpenPort, PortError>;
 }
@@ -156,6 +167,11 @@ pub trait Port: Send {
     /// Brings the counters up to date that the kernel or the device keeps; called about once a second, and a last
     /// time when the workers have stopped.
     fn refresh(&mut self) {}
+
+    /// What the port was to leave behind and could not: packets in a file. Asked at the end, when its queues have gone.
+    fn lost_output(&self) -> Option<PortGone> {
+        None
+    }
 
     /// Numbers of this driver alone, for the report: name and value.
     fn extra_counters(&self) -> Vec<(String, u64)> {

@@ -10,8 +10,8 @@ use nic::{LinkState, OpenPort, Pool};
 use std::thread;
 use std::time::{Duration, Instant};
 use support::{
-    forward, in_namespace, numbered, open, pool, ring_tx, run, rx_books, try_open, turn_until, tx_drops,
-    verify, veth,
+    forward, in_namespace, numbered, open, pool, ring_rx, ring_tx, run, rx_books, try_open, turn_until,
+    tx_drops, verify, veth,
 };
 
 /// left0 = left1 <forwarder> right0 = right1, with a port at each outer end to send and to check.
@@ -92,8 +92,9 @@ fn namespace_forwards_with_generic_xdp() {
 }
 
 #[test]
-fn namespace_zero_copy_falls_back_to_copy_and_says_so() {
-    in_namespace("namespace_zero_copy_falls_back_to_copy_and_says_so", || {
+fn namespace_zero_copy_is_not_tried_where_the_driver_is_known_to_have_none() {
+    in_namespace("namespace_zero_copy_is_not_tried_where_the_driver_is_known_to_have_none", || {
+        // What is tried and refused is a unit test's, in open.rs.
         forwards_both_ways("mode=auto", "copy mode, native XDP, need_wakeup", 600, 1500);
         let error = try_open("afxdp:left0?mode=zerocopy", 0, &pool(8192), 1).err().unwrap();
         assert!(
@@ -550,5 +551,110 @@ fn namespace_promiscuous_mode_goes_with_the_port() {
         port.rx[0].doorbell().unwrap().ring().unwrap();
         drop(port);
         assert!(!promiscuity());
+    });
+}
+
+/// Puts `count` packets on the transmit ring and rings once; gives how many have been sent when no more are.
+fn sent_by_one_doorbell(options: &str, count: u64, expected: u64) -> (u64, String) {
+    let pool = pool(8192);
+    let mut from = open(&format!("afxdp:a0?rx_ring=256&tx_ring=256&{options}"), 0, &pool, 1);
+    let mut to = open("afxdp:a1?rx_ring=256&tx_ring=256", 1, &pool, 1);
+    let mut batch = Batch::new();
+    for number in 0..count {
+        batch.push(numbered(&pool, number, 60).unwrap()).unwrap();
+        from.tx[0].transmit(&mut batch);
+    }
+    assert!(batch.is_empty() && from.tx[0].needs_doorbell());
+    from.tx[0].doorbell().unwrap().ring().unwrap();
+    // Where something was left on the ring, and only there.
+    assert_eq!(from.tx[0].needs_doorbell(), expected < count);
+    let mut arrived = Batch::new();
+    turn_until("the first doorbell's packets have arrived", || {
+        to.rx[0].receive(&mut arrived);
+        arrived.clear();
+        to.rx[0].counters().packets.get() >= expected
+    });
+    // Each that has arrived is completed; one more would be on its way without being on the ring.
+    turn_until("they are completed", || {
+        from.tx[0].transmit(&mut batch);
+        from.tx[0].counters().packets.get() >= expected
+    });
+    let sent = count - from.tx[0].counters().held.get();
+    let mode = from.port.mode();
+    turn_until("the rest has gone", || {
+        ring_tx(&mut *from.tx[0]);
+        from.tx[0].counters().held.get() == 0
+    });
+    drop((from, to, arrived));
+    assert_eq!(pool.audit().held, 0);
+    (sent, mode)
+}
+
+#[test]
+fn namespace_one_doorbell_sends_as_many_as_the_budget_says() {
+    const TEST: &str = "namespace_one_doorbell_sends_as_many_as_the_budget_says";
+    in_namespace(TEST, || {
+        veth("a0", "a1", 1500, 1);
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));
+        let version = (numbers.next().unwrap(), numbers.next().unwrap());
+        if version < (6, 17) {
+            let (sent, mode) = sent_by_one_doorbell("", 100, 32);
+            assert!(sent == 32 && !mode.contains("tx budget"), "{sent}, {mode}");
+            return eprintln!("SKIPPED {TEST}: no XDP_MAX_TX_SKB_BUDGET before Linux 6.17");
+        }
+        for (options, expected) in [("", 100), ("tx_budget=50", 50), ("tx_budget=32", 32)] {
+            let (sent, mode) = sent_by_one_doorbell(options, 100, expected);
+            assert_eq!(sent, expected, "{options}");
+            let budget = options.strip_prefix("tx_budget=").unwrap_or("128");
+            assert!(mode.contains(&format!(", tx budget {budget}, ")), "{mode}");
+        }
+        // What is only received on has none.
+        let pool = pool(8192);
+        let port = open("afxdp:a0?rx_ring=64", 0, &pool, 0);
+        assert!(!port.port.mode().contains("tx budget"), "{}", port.port.mode());
+    });
+}
+
+#[test]
+fn namespace_packets_arrive_where_the_doorbell_polls() {
+    in_namespace("namespace_packets_arrive_where_the_doorbell_polls", || {
+        veth("a0", "a1", 1500, 1);
+        let pool = pool(16384);
+        let [mut from, mut to] = ["a0", "a1"]
+            .map(|name| open(&format!("afxdp:{name}?rx_ring=256&tx_ring=256&busy_poll=20"), 0, &pool, 1));
+        for port in [&from, &to] {
+            assert!(port.port.mode().contains("busy polling 20 us"), "{}", port.port.mode());
+        }
+        const COUNT: u64 = 5000;
+        let (mut sent, mut received) = (0, 0);
+        let (mut batch, mut arrived) = (Batch::new(), Batch::new());
+        turn_until("all packets have arrived", || {
+            while sent < COUNT && batch.room() > 0 && sent - received < 128 {
+                let Some(packet) = numbered(&pool, sent, 60) else { break };
+                batch.push(packet).unwrap();
+                sent += 1;
+            }
+            from.tx[0].transmit(&mut batch);
+            ring_tx(&mut *from.tx[0]);
+            assert!(to.rx[0].needs_doorbell(), "it is to be rung at every turn");
+            ring_rx(&mut *to.rx[0]);
+            to.rx[0].receive(&mut arrived);
+            for packet in &arrived {
+                assert_eq!(verify(packet), received);
+                received += 1;
+            }
+            arrived.clear();
+            received == COUNT
+        });
+        to.port.refresh();
+        assert_eq!(rx_books(&*to.rx[0]), COUNT);
+        turn_until("all frames are back", || {
+            ring_tx(&mut *from.tx[0]);
+            from.tx[0].counters().held.get() == 0
+        });
+        assert_eq!(from.tx[0].counters().packets.get(), COUNT);
+        drop((from, to));
+        assert_eq!(pool.audit().held, 0);
     });
 }

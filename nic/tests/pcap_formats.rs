@@ -202,9 +202,9 @@ fn damage_is_described() {
 }
 
 /// Runs one of Wireshark's tools; `None` where it is not installed.
-fn tool(name: &str, arguments: &[&str]) -> Option<String> {
+fn tool(test: &str, name: &str, arguments: &[&str]) -> Option<String> {
     let Ok(output) = Command::new(name).args(arguments).output() else {
-        eprintln!("SKIPPED: no {name}: install wireshark-common and tshark");
+        eprintln!("SKIPPED {test}: no {name}: install wireshark-common and tshark");
         return None;
     };
     assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
@@ -213,6 +213,7 @@ fn tool(name: &str, arguments: &[&str]) -> Option<String> {
 
 #[test]
 fn wireshark_agrees_on_what_is_written_and_read() {
+    const TEST: &str = "wireshark_agrees_on_what_is_written_and_read";
     let frames = mixed_frames();
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
@@ -223,7 +224,8 @@ fn wireshark_agrees_on_what_is_written_and_read() {
     let bytes = writer.finish().unwrap();
     std::fs::write(path("ours.pcapng"), &bytes).unwrap();
     let fields = ["-e", "frame.time_epoch", "-e", "frame.len", "-e", "frame.cap_len"];
-    if let Some(text) = tool("tshark", &[&["-r", &path("ours.pcapng"), "-T", "fields"][..], &fields].concat())
+    if let Some(text) =
+        tool(TEST, "tshark", &[&["-r", &path("ours.pcapng"), "-T", "fields"][..], &fields].concat())
     {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), frames.len());
@@ -235,7 +237,7 @@ fn wireshark_agrees_on_what_is_written_and_read() {
     }
     for (format, offset_ns, resolution_ns) in [("pcapng", 7, 1), ("nsecpcap", 7, 1), ("pcap", 7, 1000)] {
         let converted = path(format);
-        if tool("editcap", &["-F", format, &path("ours.pcapng"), &converted]).is_none() {
+        if tool(TEST, "editcap", &["-F", format, &path("ours.pcapng"), &converted]).is_none() {
             return;
         }
         let capture = parse(std::fs::read(converted).unwrap());

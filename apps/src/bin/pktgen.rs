@@ -122,17 +122,10 @@ fn main() -> ExitCode {
             );
         }
         let portmap = PortMap::new(args.portmap.as_deref(), ports)?;
-        let dataplane = plan.open()?;
-        let largest = usize::from(args.size.largest());
-        if let Some(port) =
-            dataplane.ports().iter().find(|port| traffic.send && largest > port.max_packet_len)
-        {
-            return Err(Error::Configuration(format!(
-                "--size: frames of {largest} bytes do not fit {}: choose at most {}",
-                port.name, port.max_packet_len
-            ))
-            .into());
+        if traffic.send {
+            plan.check_packet_len("--size", usize::from(args.size.largest()))?;
         }
+        let dataplane = plan.open()?;
         let senders = Arc::new(Senders::default());
         let outcome = dataplane.run(|worker| Pktgen::new(worker, &traffic, &senders))?;
         let partner = Some(&portmap).filter(|_| !args.transmit_only);

@@ -1,7 +1,8 @@
 //! The network interface below a port: what it is, what it can, how it fares.
 //!
 //! All requests go through one socket, which keeps to the network namespace it was opened in: the port's owner may
-//! be in another one by now. For the same reason nothing is read from `/sys`, which shows one namespace only.
+//! be in another one by now. For the same reason nothing is read from `/sys`, which shows one namespace only,
+//! but advice.
 #![forbid(unsafe_code)]
 
 use super::{abi, sys};
@@ -9,6 +10,7 @@ use crate::netlink::RouteSocket;
 use crate::port::{LinkState, MacAddress};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const ARPHRD_ETHER: u16 = 1;
@@ -47,14 +49,19 @@ impl Interface {
 
     /// Its name now; `ENODEV` where it is gone.
     pub(crate) fn name(&self) -> io::Result<String> {
+        Ok(sys::argument_name(&self.named()?).to_string_lossy().into_owned())
+    }
+
+    /// A request with its name now, in the bytes that the kernel wrote: they need not be text.
+    fn named(&self) -> io::Result<libc::ifreq> {
         let mut argument = sys::interface_argument("")?;
         sys::set_argument_number(&mut argument, self.index as i32);
         sys::interface_request(self.route.fd(), libc::SIOCGIFNAME, &mut argument)?;
-        Ok(argument.ifr_name.iter().take_while(|byte| **byte != 0).map(|byte| *byte as u8 as char).collect())
+        Ok(argument)
     }
 
     fn request(&self, request: libc::c_ulong) -> io::Result<libc::ifreq> {
-        let mut argument = sys::interface_argument(&self.name()?)?;
+        let mut argument = self.named()?;
         sys::interface_request(self.route.fd(), request, &mut argument)?;
         Ok(argument)
     }
@@ -91,7 +98,7 @@ impl Interface {
     fn speed_mbps(&self) -> Option<u32> {
         let mut settings =
             abi::EthtoolSettings { command: abi::ETHTOOL_GSET, ..abi::EthtoolSettings::default() };
-        sys::ethtool(self.route.fd(), &self.name().ok()?, &mut settings).ok()?;
+        sys::ethtool(self.route.fd(), self.named().ok()?, &mut settings).ok()?;
         let speed = u32::from(settings.speed) | u32::from(settings.speed_high) << 16;
         (speed != 0 && speed != SPEED_UNKNOWN && speed != 0xFFFF).then_some(speed)
     }
@@ -113,7 +120,7 @@ impl Interface {
                 eeprom_length: 0,
                 register_length: 0,
             };
-            sys::ethtool(self.route.fd(), &self.name()?, &mut info)?;
+            sys::ethtool(self.route.fd(), self.named()?, &mut info)?;
             Ok::<_, io::Error>(text(&info.driver))
         };
         ask().unwrap_or_default()
@@ -121,7 +128,7 @@ impl Interface {
 
     fn channels(&self) -> io::Result<abi::Channels> {
         let mut channels = abi::Channels { command: abi::ETHTOOL_GCHANNELS, ..abi::Channels::default() };
-        sys::ethtool(self.route.fd(), &self.name()?, &mut channels)?;
+        sys::ethtool(self.route.fd(), self.named()?, &mut channels)?;
         Ok(channels)
     }
 
@@ -158,20 +165,20 @@ impl Interface {
         if (after.combined, after.rx, after.tx) == (before.combined, before.rx, before.tx) {
             return Ok(None);
         }
-        sys::ethtool(self.route.fd(), &self.name()?, &mut after)?;
+        sys::ethtool(self.route.fd(), self.named()?, &mut after)?;
         Ok(Some(before))
     }
 
     /// Puts the number of queues back to what [`set_channels`](Self::set_channels) returned.
     pub(crate) fn restore_channels(&self, mut before: abi::Channels) -> io::Result<()> {
         before.command = abi::ETHTOOL_SCHANNELS;
-        sys::ethtool(self.route.fd(), &self.name()?, &mut before)
+        sys::ethtool(self.route.fd(), self.named()?, &mut before)
     }
 
     /// Switches checksum offload for sent packets off (segmentation offload goes with it).
     pub(crate) fn disable_tx_checksum_offload(&self) -> io::Result<()> {
         let mut value = abi::EthtoolValue { command: abi::ETHTOOL_STXCSUM, data: 0 };
-        sys::ethtool(self.route.fd(), &self.name()?, &mut value)
+        sys::ethtool(self.route.fd(), self.named()?, &mut value)
     }
 
     /// Receives packets for other stations too, for as long as the descriptor is open.
@@ -199,6 +206,34 @@ impl Interface {
         }
     }
 
+    /// The settings that preferred busy polling needs and that are 0, in a folder like `/sys/class/net`; `None` where
+    /// it shows no such interface: `/sys` shows the namespace it was mounted in, and the port's may be another one.
+    pub(crate) fn busy_poll_lacks(&self, folder: &Path) -> Option<Vec<PathBuf>> {
+        let folder = folder.join(sys::argument_name(&self.named().ok()?));
+        let number = |name: &str| std::fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok();
+        let address = std::fs::read_to_string(folder.join("address")).ok()?;
+        let ours = self.mac().ok()??.to_string();
+        if number("ifindex")? != u64::from(self.index) || address.trim() != ours {
+            return None;
+        }
+        let settings = ["napi_defer_hard_irqs", "gro_flush_timeout"].into_iter();
+        let zero = settings.filter(|setting| number(setting) == Some(0));
+        Some(zero.map(|setting| folder.join(setting)).collect())
+    }
+
+    /// Watches for the carrier to go, at most for `limit`: some NICs are reset only a moment after a program was attached.
+    /// True where it went.
+    pub(crate) fn wait_for_drop(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        loop {
+            match self.is_up() {
+                Ok((_, true)) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+                Ok((_, up)) => return !up,
+                Err(_) => return true,
+            }
+        }
+    }
+
     /// The counters of the link and of the driver that are not zero.
     pub(crate) fn counters(&self) -> Vec<(String, u64)> {
         let link = self.route.link_counters(self.index).unwrap_or_default();
@@ -214,12 +249,12 @@ impl Interface {
         const NAME_BYTES: usize = 32;
         /// `ETH_SS_STATS`: the set of names that belongs to ETHTOOL_GSTATS.
         const SET: u64 = 1;
-        let name = self.name()?;
+        let named = self.named()?;
         let mut info = [0_u64; 5];
         // ETHTOOL_GSSET_INFO: command, reserved, mask of sets, then a count for each set in the mask.
         info[0] = 0x37;
         info[1] = 1 << SET;
-        sys::ethtool_long(self.route.fd(), &name, &mut info)?;
+        sys::ethtool_long(self.route.fd(), named, &mut info)?;
         let count = (info[2] & u64::from(u32::MAX)) as usize;
         if info[1] == 0 || count == 0 || count > 1 << 16 {
             return Ok(Vec::new());
@@ -230,11 +265,11 @@ impl Interface {
         // struct ethtool_gstrings: command, set, count, then the names.
         names[0] = u64::from(abi::ETHTOOL_GSTRINGS) | SET << 32;
         names[1] = count as u64;
-        sys::ethtool_long(self.route.fd(), &name, &mut names)?;
+        sys::ethtool_long(self.route.fd(), named, &mut names)?;
         let mut values = vec![0_u64; 1 + room];
         // struct ethtool_stats: command, count, then the values.
         values[0] = u64::from(abi::ETHTOOL_GSTATS) | (count as u64) << 32;
-        sys::ethtool_long(self.route.fd(), &name, &mut values)?;
+        sys::ethtool_long(self.route.fd(), named, &mut values)?;
         // The names begin four bytes into the second word.
         let bytes: Vec<u8> = names.iter().flat_map(|word| word.to_le_bytes()).skip(12).collect();
         Ok(bytes
@@ -278,4 +313,118 @@ const LINK_COUNTERS: &[&str] = &[
 fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::VethEnd;
+    use nix::sched::{CloneFlags, unshare};
+    use std::process::Command;
+    use std::thread;
+
+    /// Runs `test` in a thread with a network namespace of its own, which goes with it.
+    fn in_namespace(name: &'static str, test: impl FnOnce() + Send + 'static) {
+        let run = move || {
+            // A mount namespace too, for those who mount.
+            if unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).is_err() {
+                return eprintln!("SKIPPED {name}: no network namespace of its own (run as root)");
+            }
+            test();
+        };
+        thread::spawn(run).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    }
+
+    fn run(command: &str) {
+        let words: Vec<&str> = command.split_whitespace().collect();
+        assert!(Command::new(words[0]).args(&words[1..]).status().unwrap().success(), "{command}");
+    }
+
+    /// Makes a pair whose first end is set up, and the second not: there is no carrier.
+    fn half_up(name: &str, other: &str) -> Interface {
+        let route = RouteSocket::open().unwrap();
+        let end = |name| VethEnd { name, mtu: 1500, rx_queues: 1, tx_queues: 1 };
+        route.create_veth(&end(name), &end(other)).unwrap();
+        let interface = Interface::find(name).unwrap();
+        route.set_up(interface.index()).unwrap();
+        interface
+    }
+
+    #[test]
+    fn namespace_a_carrier_is_waited_for_as_long_as_agreed() {
+        in_namespace("namespace_a_carrier_is_waited_for_as_long_as_agreed", || {
+            const SHORT: Duration = Duration::from_millis(100);
+            const LONG: Duration = Duration::from_secs(20);
+            let interface = half_up("a0", "a1");
+            let within = |limit, wait: &dyn Fn(Duration) -> bool| {
+                let started = Instant::now();
+                (wait(limit), started.elapsed())
+            };
+            // Until the kernel's link watch has come round the state is unknown, which counts as up.
+            assert!(interface.wait_for_drop(LONG));
+            // There is no carrier, and none comes.
+            let (there, took) = within(SHORT, &|limit| interface.wait_for_carrier(limit));
+            assert!(!there && took >= SHORT, "{took:?}");
+            // It comes while we wait, and goes while we wait.
+            for (command, wait) in [
+                ("ip link set a1 up", &(|limit| interface.wait_for_carrier(limit)) as &dyn Fn(_) -> _),
+                ("ip link set a1 down", &|limit| interface.wait_for_drop(limit)),
+            ] {
+                let before = interface.is_up().unwrap();
+                let started = Instant::now();
+                let came = thread::scope(|scope| {
+                    scope.spawn(|| {
+                        thread::sleep(SHORT);
+                        run(command);
+                    });
+                    wait(LONG)
+                });
+                let took = started.elapsed();
+                assert!(came && took >= SHORT && took < LONG, "{command}: {took:?}");
+                assert_ne!(interface.is_up().unwrap(), before, "{command}");
+            }
+            run("ip link set a1 up");
+            assert!(interface.wait_for_carrier(LONG));
+            // It is there, and stays.
+            let (gone, took) = within(SHORT, &|limit| interface.wait_for_drop(limit));
+            assert!(!gone && took >= SHORT, "{took:?}");
+            // Gone for good: nothing to wait for.
+            run("ip link del a0");
+            let (there, took) = within(LONG, &|limit| interface.wait_for_carrier(limit));
+            assert!(!there && took < LONG, "{took:?}");
+        });
+    }
+
+    #[test]
+    fn namespace_a_name_that_is_not_ascii_is_asked_about() {
+        in_namespace("namespace_a_name_that_is_not_ascii_is_asked_about", || {
+            let interface = half_up("n\u{e4}he0", "ferne0");
+            assert_eq!(interface.name().unwrap(), "n\u{e4}he0");
+            assert_eq!((interface.mtu().unwrap(), interface.driver().as_str()), (1500, "veth"));
+            assert!(interface.mac().unwrap().is_some() && interface.is_up().unwrap().0);
+            assert_eq!(interface.queue_counts().rx, 1);
+            interface.driver_counters().unwrap();
+        });
+    }
+
+    #[test]
+    fn namespace_settings_that_busy_polling_lacks_are_named() {
+        in_namespace("namespace_settings_that_busy_polling_lacks_are_named", || {
+            let interface = half_up("a0", "a1");
+            // The host's /sys knows nothing of it.
+            assert_eq!(interface.busy_poll_lacks(Path::new("/sys/class/net")), None);
+            let folder = tempfile::tempdir().unwrap();
+            run("mount --make-rprivate /");
+            run(&format!("mount -t sysfs none {}", folder.path().display()));
+            let net = folder.path().join("class/net");
+            let settings =
+                ["napi_defer_hard_irqs", "gro_flush_timeout"].map(|name| net.join("a0").join(name));
+            assert_eq!(interface.busy_poll_lacks(&net).unwrap(), settings);
+            std::fs::write(&settings[0], "2").unwrap();
+            assert_eq!(interface.busy_poll_lacks(&net).unwrap(), settings[1..]);
+            std::fs::write(&settings[1], "200000").unwrap();
+            assert!(interface.busy_poll_lacks(&net).unwrap().is_empty());
+            run(&format!("umount {}", folder.path().display()));
+        });
+    }
 }

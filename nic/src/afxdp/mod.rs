@@ -21,11 +21,13 @@ mod open;
 mod options;
 mod port;
 mod program;
+mod quiesce;
 mod quirks;
 mod release;
 mod ring;
 mod rx;
 mod socket;
+mod stall;
 mod sys;
 mod tx;
 mod umem;
@@ -39,7 +41,7 @@ use crate::port::{OpenContext, OpenPort, PortError, PortPlan};
 use crate::spec::PortSpec;
 
 /// Bytes of an Ethernet header, which the MTU does not count.
-const ETHERNET_HEADER: usize = 14;
+pub(crate) const ETHERNET_HEADER: usize = 14;
 
 pub(crate) const DRIVER: Driver = Driver {
     name: "afxdp",
@@ -65,6 +67,7 @@ struct AfxdpPlan {
     spec: PortSpec,
     options: Options,
     tx_queues: usize,
+    mtu: usize,
 }
 
 fn check(spec: &PortSpec) -> Result<Box<dyn PortPlan>, PortError> {
@@ -74,8 +77,11 @@ fn check(spec: &PortSpec) -> Result<Box<dyn PortPlan>, PortError> {
         _ => spec.open_error(format!("cannot ask about {}: {error}", spec.target())),
     })?;
     options.check_interface(spec, &interface)?;
+    let mtu = interface
+        .mtu()
+        .map_err(|error| spec.open_error(format!("cannot ask about {}: {error}", spec.target())))?;
     let tx_queues = options.channels.unwrap_or(interface.queue_counts().tx) as usize;
-    Ok(Box::new(AfxdpPlan { spec: spec.clone(), options, tx_queues }))
+    Ok(Box::new(AfxdpPlan { spec: spec.clone(), options, tx_queues, mtu }))
 }
 
 /// The frames that a port with these options keeps.
@@ -99,6 +105,10 @@ impl PortPlan for AfxdpPlan {
 
     fn min_frame_size(&self) -> usize {
         self.options.frame_bytes
+    }
+
+    fn max_packet_len(&self) -> Option<usize> {
+        Some(self.mtu + ETHERNET_HEADER)
     }
 
     fn open(self: Box<Self>, context: &OpenContext<'_>) -> Result<OpenPort, PortError> {

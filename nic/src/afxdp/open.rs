@@ -7,17 +7,18 @@ use super::interface::Interface;
 use super::options::{Binding, Copying, MultiBuffer, Options, no_interface};
 use super::port::{AfxdpPort, Queue};
 use super::program::{Hook, Program};
-use super::quirks;
+use super::quirks::{self, Quirk};
 use super::rx::{AfxdpRx, MAX_SEGMENTS, Receiver};
 use super::socket::{Failed, Opened, Socket, Step, Wanted};
+use super::stall::Stalls;
 use super::tx::{AfxdpTx, Sender};
 use crate::port::{OpenContext, OpenPort, PortError, RxQueue, TxQueue};
 use crate::spec::PortSpec;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::time::Duration;
 
 /// Opens the port `interface` names in the calling thread's network namespace.
 pub(crate) fn open(
@@ -32,7 +33,8 @@ pub(crate) fn open(
             Some(libc::ENODEV) => no_interface(spec),
             _ => spec.open_error(format!("cannot ask about {interface_name}: {error}")),
         })?);
-    opening.run(interface)
+    let quirk = quirks::of(&interface.driver());
+    opening.run(interface, quirk)
 }
 
 struct Opening<'a> {
@@ -49,8 +51,35 @@ struct Agreed {
     multi_buffer: bool,
 }
 
+/// What was given up.
+#[derive(Debug, PartialEq, Eq)]
+enum Given {
+    ZeroCopy,
+    MultiBuffer,
+}
+
+impl Agreed {
+    /// Gives up zero-copy, then several buffers, where the kernel refused and the user left the choice to us.
+    fn concede(&mut self, failed: &Failed, options: &Options) -> Option<Given> {
+        let refused =
+            matches!(failed.error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOENT));
+        if failed.step != Step::Bind || !refused {
+            return None;
+        }
+        if self.zero_copy && options.copying == Copying::Auto {
+            self.zero_copy = false;
+            return Some(Given::ZeroCopy);
+        }
+        if self.multi_buffer && options.multi_buffer == MultiBuffer::Auto {
+            self.multi_buffer = false;
+            return Some(Given::MultiBuffer);
+        }
+        None
+    }
+}
+
 impl Opening<'_> {
-    fn run(&self, interface: Arc<Interface>) -> Result<OpenPort, PortError> {
+    fn run(&self, interface: Arc<Interface>, quirk: Quirk) -> Result<OpenPort, PortError> {
         let system = |error: io::Error| self.failed(&format!("cannot ask about {}", self.name), &error);
         let frame_bytes = self.context.pool.frame_size();
         let mtu = interface.mtu().map_err(system)?;
@@ -72,14 +101,12 @@ impl Opening<'_> {
                 self.options.queues
             );
         }
-        let driver = interface.driver();
-        let quirk = quirks::of(&driver);
         let (up, running) = interface.is_up().map_err(system)?;
         let wants_several = self.options.wants_multi_buffer(mtu, frame_bytes);
         let (program, link, hook, several) = self.attach(&interface, wants_several)?;
         if running {
             if !quirk.carrier_drop_delay.is_zero() {
-                self.watch_for_drop(&interface, quirk.carrier_drop_delay);
+                interface.wait_for_drop(quirk.carrier_drop_delay);
             }
             if !interface.wait_for_carrier(quirk.carrier_wait) {
                 tracing::warn!("{}: no carrier since the XDP program was attached", self.spec.name());
@@ -112,6 +139,9 @@ impl Opening<'_> {
             };
         let mut agreed = Agreed { hook, zero_copy: may_zero_copy, multi_buffer: several };
         let sockets = self.sockets(&device, &mut agreed)?;
+        if self.options.busy_poll_us > 0 {
+            self.advise_busy_poll(&device.interface);
+        }
         let max_segments = match (agreed.multi_buffer, agreed.zero_copy) {
             (false, _) => 1,
             (true, true) => quirk.zero_copy_segments,
@@ -142,11 +172,11 @@ impl Opening<'_> {
         Ok(before.map(|before| ChannelsBefore { interface: interface.clone(), before }))
     }
 
-    /// Some NICs are reset only a moment after the call returned.
-    fn watch_for_drop(&self, interface: &Interface, limit: Duration) {
-        let deadline = std::time::Instant::now() + limit;
-        while std::time::Instant::now() < deadline && matches!(interface.is_up(), Ok((_, true))) {
-            std::thread::sleep(Duration::from_millis(5));
+    /// Without these settings the NIC's interrupts go on beside the polling.
+    fn advise_busy_poll(&self, interface: &Interface) {
+        let lacks = interface.busy_poll_lacks(Path::new("/sys/class/net")).unwrap_or_default();
+        if let Some(advice) = busy_poll_advice(&lacks) {
+            tracing::warn!("{}: busy polling has little effect on {}: {advice}", self.spec.name(), self.name);
         }
     }
 
@@ -233,35 +263,20 @@ impl Opening<'_> {
         Ok(sockets)
     }
 
-    /// Gives up zero-copy, then several buffers, where the kernel refused and the user left the choice to us.
+    /// Gives up something, and says so; false where there is nothing to give up.
     fn concede(&self, failed: &Failed, agreed: &mut Agreed) -> bool {
-        let refused =
-            matches!(failed.error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL | libc::ENOENT));
-        if failed.step != Step::Bind || !refused {
-            return false;
+        let (port, name, error) = (self.spec.name(), self.name, &failed.error);
+        match agreed.concede(failed, self.options) {
+            None => return false,
+            Some(Given::ZeroCopy) => tracing::warn!("{port}: no zero-copy on {name} ({error}): copy mode"),
+            Some(Given::MultiBuffer) => {
+                let most = Options::single_buffer_len(self.context.pool.frame_size());
+                tracing::warn!(
+                    "{port}: no packets in several buffers on {name} ({error}): packets over {most} bytes will be dropped"
+                );
+            }
         }
-        if agreed.zero_copy && self.options.copying == Copying::Auto {
-            agreed.zero_copy = false;
-            tracing::warn!(
-                "{}: no zero-copy on {} ({}): copy mode",
-                self.spec.name(),
-                self.name,
-                failed.error
-            );
-            return true;
-        }
-        if agreed.multi_buffer && self.options.multi_buffer == MultiBuffer::Auto {
-            agreed.multi_buffer = false;
-            let most = Options::single_buffer_len(self.context.pool.frame_size());
-            tracing::warn!(
-                "{}: no packets in several buffers on {} ({}): packets over {most} bytes will be dropped",
-                self.spec.name(),
-                self.name,
-                failed.error
-            );
-            return true;
-        }
-        false
+        true
     }
 
     fn socket_failed(&self, queue: u32, failed: &Failed) -> PortError {
@@ -314,8 +329,10 @@ impl Opening<'_> {
         let mut rx: Vec<Box<dyn RxQueue>> = Vec::new();
         let mut tx: Vec<Box<dyn TxQueue>> = Vec::new();
         let mut queues = Vec::new();
+        let mut stalls = Stalls::default();
         let zero_copy = sockets.iter().all(|opened| opened.socket.zero_copy);
         let shares = sockets.first().is_some_and(|opened| opened.shares);
+        let tx_budget = sockets.iter().find_map(|opened| opened.socket.tx_budget);
         for mut opened in sockets {
             let (socket, rx_side, tx_side) = (opened.socket.clone(), opened.rx.take(), opened.tx.take());
             let port = self.spec.name();
@@ -324,6 +341,7 @@ impl Opening<'_> {
             if let Some(side) = rx_side {
                 let doorbell = Arc::new(RxDoorbell { socket: socket.clone(), port: port.clone() });
                 let receiver = Receiver::new(side, pool.clone(), self.context.id);
+                stalls.watch(format!("the receive side of queue {}", socket.queue), receiver.stall());
                 let side = AfxdpRx::new(receiver, self.options.busy_poll_us > 0, doorbell, socket.clone());
                 queue.rx = Some(side.counters().clone());
                 rx.push(Box::new(side));
@@ -331,6 +349,7 @@ impl Opening<'_> {
             if let Some(side) = tx_side {
                 let doorbell = Arc::new(TxDoorbell { socket: socket.clone(), port });
                 let sender = Sender::new(side, pool.clone(), max_segments);
+                stalls.watch(format!("the transmit side of queue {}", socket.queue), sender.stall());
                 queue.tx = Some(sender.counters().clone());
                 queue.invalid = Some(sender.invalid().clone());
                 let side = AfxdpTx::new(sender, doorbell, socket);
@@ -350,6 +369,9 @@ impl Opening<'_> {
         if agreed.multi_buffer {
             mode.push("multi-buffer".into());
         }
+        if let Some(budget) = tx_budget {
+            mode.push(format!("tx budget {budget}"));
+        }
         if self.options.busy_poll_us > 0 {
             mode.push(format!("busy polling {} us", self.options.busy_poll_us));
         }
@@ -359,12 +381,24 @@ impl Opening<'_> {
             mode: mode.join(", "),
             mac,
             queues,
+            stalls,
             counters: Vec::new(),
             counters_before: device.interface.counters().into_iter().collect(),
             device: device.clone(),
         };
         OpenPort { port: Box::new(port), rx, tx }
     }
+}
+
+/// What to type for settings that are 0.
+fn busy_poll_advice(lacks: &[PathBuf]) -> Option<String> {
+    let echo = |path: &PathBuf| {
+        let value = if path.ends_with("gro_flush_timeout") { 200_000 } else { 2 };
+        format!("echo {value} > {}", path.display())
+    };
+    let commands: Vec<String> = lacks.iter().map(echo).collect();
+    (!commands.is_empty())
+        .then(|| format!("its interrupts are not deferred: run \"{}\" as root", commands.join(" && ")))
 }
 
 impl OpenContext<'_> {
@@ -375,48 +409,4 @@ impl OpenContext<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::release::Prober;
-    use super::*;
-    use crate::memory::{Pool, PoolConfig};
-    use crate::netlink::{RouteSocket, VethEnd};
-    use crate::port::PortId;
-    use nix::sched::{CloneFlags, unshare};
-    use std::time::Instant;
-
-    #[test]
-    fn namespace_a_queue_that_is_taken_fails_the_opening_and_costs_no_frame() {
-        let test = || {
-            if unshare(CloneFlags::CLONE_NEWNET).is_err() {
-                eprintln!("SKIPPED: no network namespace of its own (run as root)");
-                return;
-            }
-            let route = RouteSocket::open().unwrap();
-            let end = |name| VethEnd { name, mtu: 1500, rx_queues: 2, tx_queues: 2 };
-            route.create_veth(&end("a0"), &end("a1")).unwrap();
-            let indices = ["a0", "a1"].map(|name| Interface::find(name).unwrap().index());
-            indices.iter().for_each(|index| route.set_up(*index).unwrap());
-            let pool = Pool::new(&PoolConfig { frames: 16384, ..PoolConfig::default() }).unwrap();
-            let other = Pool::new(&PoolConfig { frames: 64, ..PoolConfig::default() }).unwrap();
-            let holder = Prober::new(&other, indices[0], 1).unwrap();
-            assert!(holder.wait());
-            let open = || {
-                let spec: PortSpec = "afxdp:a0?queues=2&rx_ring=2048".parse().unwrap();
-                let plan = crate::drivers::check(&spec).unwrap();
-                plan.open(&OpenContext { pool: &pool, id: PortId(0), tx_queues: 2, promiscuous: false })
-            };
-            let started = Instant::now();
-            let error = open().err().unwrap().to_string();
-            assert!(error.contains("queue 1 of a0 is in use by another AF_XDP socket"), "{error}");
-            // It waits a second for the holder to go, and not another one for what it holds itself.
-            assert!(started.elapsed() < Duration::from_millis(1800), "{:?}", started.elapsed());
-            let audit = pool.audit();
-            assert_eq!((audit.held, audit.withheld, audit.duplicated), (0, 0, 0));
-            // Nothing of it is left: with the queue free, it opens, program and all.
-            drop(holder);
-            drop(open().unwrap());
-            assert_eq!(pool.audit().held, 0);
-        };
-        std::thread::spawn(test).join().unwrap();
-    }
-}
+mod tests;

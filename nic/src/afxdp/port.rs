@@ -3,6 +3,7 @@
 
 use super::device::Device;
 use super::socket::Socket;
+use super::stall::Stalls;
 use crate::counters::{DropReason, QueueCounters};
 use crate::port::{LinkState, MacAddress, Port};
 use std::collections::HashMap;
@@ -24,6 +25,7 @@ pub(super) struct AfxdpPort {
     pub(super) mode: String,
     pub(super) mac: MacAddress,
     pub(super) queues: Vec<Queue>,
+    pub(super) stalls: Stalls,
     /// What the interface and its driver count, since it was opened.
     pub(super) counters: Vec<(String, u64)>,
     /// The same at the opening.
@@ -67,6 +69,9 @@ impl Port for AfxdpPort {
     }
 
     fn refresh(&mut self) {
+        for news in self.stalls.news() {
+            tracing::error!("{}: {news}", self.name);
+        }
         if let Ok(mtu) = self.device.interface.mtu() {
             self.device.max_packet_len.store(mtu + super::ETHERNET_HEADER, Ordering::Relaxed);
         }

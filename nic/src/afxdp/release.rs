@@ -12,8 +12,10 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// How long the kernel may take. On a loaded machine it has taken 1.7 s.
-const LIMIT: Duration = Duration::from_secs(10);
+/// How long the kernel has been seen to take, on a loaded machine.
+pub(super) const SEEN: Duration = Duration::from_millis(1700);
+/// How long it may take to let go of what we have closed.
+pub(super) const LIMIT: Duration = Duration::from_secs(10);
 const ENTRIES: u32 = 64;
 
 /// What a socket must have for a UMEM: the pool's first bytes, which nobody writes to for it. It is in no map, and
@@ -54,17 +56,23 @@ impl Prober {
 
     /// Waits until the queue is free, at most ten seconds; false where it is not free even then.
     pub(super) fn wait(&self) -> bool {
-        let deadline = Instant::now() + LIMIT;
-        loop {
-            match sys::bind_xdp(self.fd.as_fd(), &self.address) {
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
-                // Bound, or no such queue or interface any more: nobody has it.
-                _ => return true,
+        match retry(LIMIT, || sys::bind_xdp(self.fd.as_fd(), &self.address)) {
+            Ok(()) => true,
+            // No such queue or interface any more: nobody has it.
+            Err(error) => error.raw_os_error() != Some(libc::EBUSY),
+        }
+    }
+}
+
+/// Calls `bind` until it answers something else than `EBUSY`, at most for `limit`; gives its last answer.
+pub(super) fn retry(limit: Duration, mut bind: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match bind() {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
             }
-            if Instant::now() >= deadline {
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(1));
+            answer => return answer,
         }
     }
 }

@@ -5,6 +5,7 @@ use super::doorbell::Brake;
 use super::ledger::Ledger;
 use super::ring::{ConsumerRing, Hostile, ProducerRing};
 use super::socket::{RxSide, Socket, top_up};
+use super::stall::Stall;
 use crate::counters::{DropReason, QueueCounters};
 use crate::memory::{Batch, Packet, Pool};
 use crate::port::{Doorbell, PortId, RxQueue};
@@ -30,6 +31,7 @@ pub(super) struct Receiver {
     skipping: bool,
     /// The kernel's index was out of range when last seen: counted once.
     hostile: bool,
+    stall: Stall,
     counters: Arc<QueueCounters>,
 }
 
@@ -47,8 +49,14 @@ impl Receiver {
             segments: 0,
             skipping: false,
             hostile: false,
+            stall: Stall::default(),
             counters,
         }
+    }
+
+    /// Where it leaves word of an index that cannot be.
+    pub(super) fn stall(&self) -> &Stall {
+        &self.stall
     }
 
     #[inline]
@@ -60,6 +68,7 @@ impl Receiver {
             }
             Err(Hostile) => {
                 if !mem::replace(&mut self.hostile, true) {
+                    self.stall.report();
                     self.counters.drops(DropReason::RxInvalidDescriptor).add(1);
                 }
                 0
@@ -68,7 +77,9 @@ impl Receiver {
         if filled > 0 {
             self.take(filled, batch);
         }
-        top_up(&mut self.fill, &mut self.ledger, &self.pool);
+        if top_up(&mut self.fill, &mut self.ledger, &self.pool).is_err() {
+            self.stall.report();
+        }
         self.counters.held.set(self.ledger.len() as u64);
     }
 
@@ -211,7 +222,9 @@ impl RxQueue for AfxdpRx {
 impl Drop for AfxdpRx {
     /// Stops what comes in before it counts what has.
     fn drop(&mut self) {
-        self.socket.stop_receiving();
+        let ring = &self.receiver.ring;
+        // Nothing is taken off it meanwhile, so that this is where the producer stands.
+        self.socket.stop_receiving(|| ring.filled());
         self.receiver.settle_unread();
         self.socket.park_rx(self.receiver.give_up_ledger());
     }
@@ -220,6 +233,7 @@ impl Drop for AfxdpRx {
 #[cfg(test)]
 mod tests {
     use super::super::ring::model::Peer;
+    use super::super::stall::Stalls;
     use super::*;
     use crate::memory::PoolConfig;
     use proptest::prelude::*;
@@ -240,7 +254,7 @@ mod tests {
                 fill: kernel.fill.producer(),
                 ledger: Ledger::new(pool),
             };
-            top_up(&mut side.fill, &mut side.ledger, pool);
+            top_up(&mut side.fill, &mut side.ledger, pool).unwrap();
             (kernel, Receiver::new(side, pool.clone(), PortId(5)))
         }
 
@@ -398,12 +412,29 @@ mod tests {
     }
 
     #[test]
+    fn a_fill_ring_that_cannot_be_filled_is_told_of() {
+        let pool = pool();
+        let (mut kernel, mut receiver) = Kernel::new(&pool);
+        let mut stalls = Stalls::default();
+        stalls.watch("it".into(), receiver.stall());
+        // Something is missing, so that the ring is looked at.
+        assert!(kernel.receive(1, 60));
+        kernel.fill.set_consumer(1 << 20);
+        receiver.receive(&mut Batch::new());
+        assert_eq!(stalls.news().len(), 1);
+    }
+
+    #[test]
     fn an_index_out_of_range_is_counted_and_the_queue_goes_on() {
         let pool = pool();
         let (mut kernel, mut receiver) = Kernel::new(&pool);
         let mut batch = Batch::new();
+        let mut stalls = Stalls::default();
+        stalls.watch("it".into(), receiver.stall());
+        assert!(stalls.news().is_empty());
         kernel.rx.set_producer(65);
         receiver.receive(&mut batch);
+        assert_eq!(stalls.news().len(), 1);
         receiver.receive(&mut batch);
         assert_eq!((batch.len(), kernel.rx.consumer_index()), (0, 0));
         assert_eq!(receiver.counters.drops(DropReason::RxInvalidDescriptor).get(), 1);

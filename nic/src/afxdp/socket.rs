@@ -8,8 +8,9 @@
 use super::device::Device;
 use super::ledger::Ledger;
 use super::options::Options;
-use super::release::Prober;
-use super::ring::{ConsumerRing, ProducerRing};
+use super::quiesce;
+use super::release::{self, Prober};
+use super::ring::{ConsumerRing, Hostile, ProducerRing};
 use super::umem::{Kind, Registry};
 use super::{abi, sys};
 use crate::memory::Pool;
@@ -17,10 +18,13 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// How long a queue may still be held by the socket of a process that has just ended: the kernel lets go of it a little later.
-const RELEASE_LIMIT: Duration = Duration::from_secs(1);
+/// How long to wait for a queue that the socket of a process may hold that has just ended. Less than [`release::LIMIT`]:
+/// it may as well be in use for good, and then somebody waits for the message.
+pub(super) const TAKEN_LIMIT: Duration = Duration::from_secs(4);
+/// What the kernel has taken on a loaded machine must fit twice.
+const _: () = assert!(TAKEN_LIMIT.as_millis() > 2 * release::SEEN.as_millis());
 
 /// A socket that is open, and what its two sides tell each other and the control core.
 pub(super) struct Socket {
@@ -30,6 +34,8 @@ pub(super) struct Socket {
     pub(super) queue: u32,
     /// Whether the NIC itself reads and writes the frames.
     pub(super) zero_copy: bool,
+    /// Descriptors that one wake-up sends at most, where the kernel let us say so.
+    pub(super) tx_budget: Option<u32>,
     /// The interface was seen down by the control core: the receive side is not to be woken at every turn.
     pub(super) link_down: AtomicBool,
     /// The interface is down: the transmit ring stands still.
@@ -151,20 +157,6 @@ fn at(step: Step) -> impl Fn(io::Error) -> Failed {
 impl Socket {
     /// Opens and binds one.
     pub(super) fn open(wanted: &Wanted<'_>) -> Result<Opened, Failed> {
-        let deadline = Instant::now() + RELEASE_LIMIT;
-        loop {
-            match Self::try_open(wanted) {
-                Err(Failed { step: Step::Bind, error })
-                    if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline =>
-                {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-                result => return result,
-            }
-        }
-    }
-
-    fn try_open(wanted: &Wanted<'_>) -> Result<Opened, Failed> {
         let Wanted { pool, options, .. } = *wanted;
         let fd = sys::socket(libc::AF_XDP, libc::SOCK_RAW, 0).map_err(at(Step::Socket))?;
         let kind = Kind::new(pool, wanted.zero_copy, wanted.multi_buffer);
@@ -177,23 +169,29 @@ impl Socket {
             Prober::new(pool, wanted.device.interface.index(), wanted.queue).map_err(at(Step::Register))?;
         let (fill, rx, tx) = rings(fd.as_fd(), wanted).map_err(at(Step::Rings))?;
         let mut fill = Fill { ring: fill, ledger: Ledger::new(pool) };
-        fill.top_up(pool);
+        // Where it is refused, the frames are missing, which is seen next.
+        let _ = fill.top_up(pool);
         // Some drivers never look at a fill ring again that was empty once (agave#6836): begin with a full one.
         if fill.ledger.len() < fill.ring.size() as usize {
             return Err(at(Step::Frames)(io::Error::from_raw_os_error(libc::ENOMEM)));
         }
         busy_poll(fd.as_fd(), options).map_err(at(Step::BusyPoll))?;
-        bind(fd.as_fd(), wanted, sharer.as_deref()).map_err(at(Step::Bind))?;
+        // Again and again with the same socket: what it has registered and the frames on its fill ring stay as they are.
+        let bound = release::retry(TAKEN_LIMIT, || bind(fd.as_fd(), wanted, sharer.as_deref()));
+        bound.map_err(at(Step::Bind))?;
         let zero_copy = sys::option::<libc::xdp_options>(fd.as_fd(), libc::SOL_XDP, libc::XDP_OPTIONS)
             .map_or(wanted.zero_copy, |live| live.flags & libc::XDP_OPTIONS_ZEROCOPY != 0);
-        if tx.is_some() && !wanted.zero_copy {
-            // Linux before 6.17 does not know it: then 32 it is.
-            drop(sys::set_option(fd.as_fd(), libc::SOL_XDP, abi::XDP_MAX_TX_SKB_BUDGET, &options.tx_budget));
-        }
+        // Linux before 6.17 does not know it: then 32 it is.
+        let tx_budget = (tx.is_some() && !zero_copy)
+            .then(|| {
+                sys::set_option(fd.as_fd(), libc::SOL_XDP, abi::XDP_MAX_TX_SKB_BUDGET, &options.tx_budget)
+            })
+            .and_then(|set| set.is_ok().then_some(options.tx_budget));
         let socket = Arc::new(Self {
             fd,
             queue: wanted.queue,
             zero_copy,
+            tx_budget,
             link_down: AtomicBool::new(false),
             down: AtomicBool::new(false),
             gone: AtomicBool::new(false),
@@ -231,11 +229,16 @@ impl Socket {
         !self.gone.load(Ordering::Relaxed) && self.device.interface.name().is_ok()
     }
 
-    /// Makes the queue's packets the kernel's again, and waits until those under way are on the ring. Where that is refused
-    /// (the privilege is gone), packets go on coming until the ring is full.
-    pub(super) fn stop_receiving(&self) {
-        if self.device.program.stop_redirect(self.queue).is_ok() {
-            sys::wait_for_grace_period();
+    /// Makes the queue's packets the kernel's again, and waits until those under way are on the ring, whose producer
+    /// stands at `position()`. Where that is refused (the privilege is gone), packets go on coming until the ring is full.
+    pub(super) fn stop_receiving<P: PartialEq>(&self, position: impl FnMut() -> P) {
+        if self.device.program.stop_redirect(self.queue).is_ok()
+            && !quiesce::wait(quiesce::grace_period, position)
+        {
+            tracing::warn!(
+                "queue {}: packets still come in after it was closed: they are not counted",
+                self.queue
+            );
         }
     }
 
@@ -262,24 +265,27 @@ struct Fill {
 }
 
 impl Fill {
-    fn top_up(&mut self, pool: &Pool) {
-        top_up(&mut self.ring, &mut self.ledger, pool);
+    fn top_up(&mut self, pool: &Pool) -> Result<(), Hostile> {
+        top_up(&mut self.ring, &mut self.ledger, pool)
     }
 }
 
-/// Puts frames of the pool on a fill ring until it has as many with the kernel as it has entries, or until the pool is empty.
+/// Puts frames of the pool on a fill ring until it has as many with the kernel as it has entries, or until the pool is empty. An error
+/// where the kernel's index cannot be.
 #[inline(always)]
-pub(super) fn top_up(ring: &mut ProducerRing<u64>, ledger: &mut Ledger<()>, pool: &Pool) {
+pub(super) fn top_up(
+    ring: &mut ProducerRing<u64>,
+    ledger: &mut Ledger<()>,
+    pool: &Pool,
+) -> Result<(), Hostile> {
     loop {
         let missing =
             (ring.size() as usize).saturating_sub(ledger.len()).min(crate::memory::BATCH_SIZE) as u32;
         // A frame on the receive ring counts as with the kernel, so there is always room for what is missing.
-        let Ok(free) = ring.free(missing) else {
-            return;
-        };
+        let free = ring.free(missing)?;
         let wanted = missing.min(free);
         if wanted == 0 {
-            return;
+            return Ok(());
         }
         let mut written = 0;
         pool.allocate_frames(wanted as usize, |frame| match ledger.enter(frame, ()) {
@@ -292,7 +298,7 @@ pub(super) fn top_up(ring: &mut ProducerRing<u64>, ledger: &mut Ledger<()>, pool
         });
         ring.submit(written);
         if written < wanted {
-            return;
+            return Ok(());
         }
     }
 }

@@ -2,10 +2,11 @@
 #![allow(unsafe_code)]
 
 use super::abi::{self, Instruction, Plain};
-use std::ffi::CStr;
+use std::ffi::{CStr, OsString};
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::ptr::{self, NonNull};
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -144,9 +145,18 @@ pub(crate) fn argument_address(argument: &libc::ifreq) -> (u16, [u8; 6]) {
     (address.sa_family, std::array::from_fn(|index| address.sa_data[index] as u8))
 }
 
-/// `SIOCETHTOOL` with a command of fixed size.
-pub(crate) fn ethtool<T: Plain>(fd: BorrowedFd<'_>, name: &str, command: &mut T) -> io::Result<()> {
-    let mut argument = interface_argument(name)?;
+/// The name in an `ifreq`.
+pub(crate) fn argument_name(argument: &libc::ifreq) -> OsString {
+    let bytes = argument.ifr_name.iter().take_while(|byte| **byte != 0);
+    OsString::from_vec(bytes.map(|byte| *byte as u8).collect())
+}
+
+/// `SIOCETHTOOL` with a command of fixed size, for the interface that `argument` names.
+pub(crate) fn ethtool<T: Plain>(
+    fd: BorrowedFd<'_>,
+    mut argument: libc::ifreq,
+    command: &mut T,
+) -> io::Result<()> {
     argument.ifr_ifru.ifru_data = ptr::from_mut(command).cast();
     // The commands used with this function have one size, which is that of their structure in `abi`.
     interface_request(fd, libc::SIOCETHTOOL as libc::c_ulong, &mut argument)
@@ -154,8 +164,11 @@ pub(crate) fn ethtool<T: Plain>(fd: BorrowedFd<'_>, name: &str, command: &mut T)
 
 /// `SIOCETHTOOL` with a command that the kernel answers with as many entries as the driver has. The head is two or
 /// three u32; the caller leaves room for several times the entries the driver announced.
-pub(crate) fn ethtool_long(fd: BorrowedFd<'_>, name: &str, buffer: &mut [u64]) -> io::Result<()> {
-    let mut argument = interface_argument(name)?;
+pub(crate) fn ethtool_long(
+    fd: BorrowedFd<'_>,
+    mut argument: libc::ifreq,
+    buffer: &mut [u64],
+) -> io::Result<()> {
     argument.ifr_ifru.ifru_data = buffer.as_mut_ptr().cast();
     interface_request(fd, libc::SIOCETHTOOL as libc::c_ulong, &mut argument)
 }
@@ -233,12 +246,12 @@ pub(crate) fn clear_socket(map: BorrowedFd<'_>, queue: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until every XDP program that runs now has ended, with what it started: `membarrier(2)`'s global command is
-/// an RCU grace period. Some 20 ms; where the kernel has it not, none.
-pub(crate) fn wait_for_grace_period() {
+/// `membarrier(2)`'s global command: an RCU grace period, some 20 ms. A kernel with `nohz_full` CPUs answers `EINVAL`.
+pub(crate) fn membarrier_global() -> io::Result<()> {
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
     // SAFETY: no memory is passed.
-    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// `BPF_PROG_LOAD` of an XDP program; on refusal the verifier's words are in `log`.

@@ -10,6 +10,7 @@ use super::ledger::{Garbage, Ledger};
 use super::ring::{ConsumerRing, Hostile, ProducerRing};
 use super::rx::MAX_SEGMENTS;
 use super::socket::{Socket, TxSide};
+use super::stall::Stall;
 use crate::counters::{DropReason, QueueCounters};
 use crate::memory::{Batch, Packet, Pool};
 use crate::port::{Doorbell, TxQueue};
@@ -38,6 +39,7 @@ pub(super) struct Sender {
     completed: u64,
     /// The kernel's index was out of range when last seen: counted once.
     hostile: bool,
+    stall: Stall,
     /// Completions of what we had not sent, and indices out of range. No packet is lost by them.
     invalid: Arc<AtomicU64>,
     counters: Arc<QueueCounters>,
@@ -55,6 +57,7 @@ impl Sender {
             max_packet_len: 0,
             completed: 0,
             hostile: false,
+            stall: Stall::default(),
             invalid: Arc::default(),
             counters: Arc::default(),
         }
@@ -63,6 +66,11 @@ impl Sender {
     /// How many entries of the completion ring were not to be used.
     pub(super) fn invalid(&self) -> &Arc<AtomicU64> {
         &self.invalid
+    }
+
+    /// Where it leaves word of an index that cannot be.
+    pub(super) fn stall(&self) -> &Stall {
+        &self.stall
     }
 
     /// The counters.
@@ -77,6 +85,7 @@ impl Sender {
             Ok(filled) => filled,
             Err(Hostile) => {
                 if !mem::replace(&mut self.hostile, true) {
+                    self.stall.report();
                     self.invalid.fetch_add(1, Ordering::Relaxed);
                 }
                 return;
@@ -108,7 +117,7 @@ impl Sender {
     fn send(&mut self, batch: &mut Batch) {
         // An index that cannot be leaves no room; the batch stays with the caller.
         let Ok(free) = self.ring.free((batch.len() * self.max_segments) as u32) else {
-            return;
+            return self.stall.report();
         };
         let count = fitting(batch, free as usize);
         let mut written = 0;
@@ -361,6 +370,7 @@ impl Sender {
 #[cfg(test)]
 mod tests {
     use super::super::ring::model::Peer;
+    use super::super::stall::Stalls;
     use super::*;
     use crate::memory::PoolConfig;
     use proptest::prelude::*;
@@ -630,10 +640,27 @@ mod tests {
         kernel.give_back(4096);
         kernel.completion.set_producer(kernel.completed);
         sender.reclaim(0);
+        let mut stalls = Stalls::default();
+        stalls.watch("it".into(), sender.stall());
+        assert!(stalls.news().is_empty());
         kernel.completion.set_producer(RING + 2);
         sender.reclaim(0);
+        assert_eq!(stalls.news().len(), 1);
         sender.reclaim(0);
         assert_eq!(sender.invalid.load(Ordering::Relaxed), 2);
         assert_eq!((sender.counters.packets.get(), pool.audit().held), (0, 0));
+    }
+
+    #[test]
+    fn a_ring_that_never_has_room_is_told_of() {
+        let pool = pool();
+        let (kernel, mut sender) = Kernel::new(&pool);
+        let mut stalls = Stalls::default();
+        stalls.watch("it".into(), sender.stall());
+        kernel.tx.set_consumer(1 << 20);
+        let mut batch = Batch::new();
+        batch.push(packet(&pool, &[60]).unwrap()).unwrap();
+        sender.send(&mut batch);
+        assert_eq!((batch.len(), stalls.news().len()), (1, 1));
     }
 }

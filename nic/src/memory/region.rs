@@ -85,6 +85,16 @@ pub enum RegionError {
         /// Of what size.
         page: PageSize,
     },
+    /// The kernel has none of this size, or something else refuses them.
+    #[error("cannot get {pages} hugepages of {size} ({source}): choose --pages 4K", size = .page.name())]
+    HugepagesRefused {
+        /// How many pages were needed.
+        pages: usize,
+        /// Of what size.
+        page: PageSize,
+        /// What the kernel answered.
+        source: io::Error,
+    },
     /// Not enough memory at all.
     #[error("cannot get {bytes} bytes of packet memory: ask for fewer frames ({source})")]
     NoMemory {
@@ -159,10 +169,7 @@ impl Region {
             unsafe { sys::map_reserved(base, length, file.as_fd()) }?;
             Ok(Self { base, length, page, _file: file })
         };
-        map().map_err(|source| match page {
-            PageSize::Base => RegionError::NoMemory { bytes: length, source },
-            _ => RegionError::NoHugepages { pages: length / page.bytes(), page },
-        })
+        map().map_err(|source| refused(length, page, source))
     }
 
     /// The first byte.
@@ -181,6 +188,17 @@ impl Region {
     }
 }
 
+/// Why `length` bytes could not be had.
+fn refused(length: usize, page: PageSize, source: io::Error) -> RegionError {
+    let pages = length / page.bytes();
+    match (page, source.raw_os_error()) {
+        (PageSize::Base, _) => RegionError::NoMemory { bytes: length, source },
+        // fallocate(2) and mmap(2) where the pages are not there.
+        (_, Some(libc::ENOSPC | libc::ENOMEM)) => RegionError::NoHugepages { pages, page },
+        _ => RegionError::HugepagesRefused { pages, page, source },
+    }
+}
+
 /// `MemAvailable` of `/proc/meminfo`.
 fn available_bytes() -> Option<usize> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
@@ -193,5 +211,28 @@ impl Drop for Region {
         // SAFETY: base and length are those of map_reserved; the owner (a pool) drops its region only when every
         // frame is back, so no packet refers to it.
         unsafe { sys::unmap_reserved(self.base, self.length) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_want_of_pages_is_called_so() {
+        let words = |page, code| {
+            let error = refused(8 << 20, page, io::Error::from_raw_os_error(code));
+            error.to_string()
+        };
+        for code in [libc::ENOSPC, libc::ENOMEM] {
+            assert!(words(PageSize::Huge2M, code).contains("fewer than 4 free hugepages of 2M"));
+        }
+        for code in [libc::EPERM, libc::ENOSYS, libc::EMFILE, libc::EINVAL] {
+            let text = words(PageSize::Huge2M, code);
+            let answer = io::Error::from_raw_os_error(code).to_string();
+            assert!(text.contains("cannot get 4 hugepages of 2M") && text.contains(&answer), "{text}");
+            assert!(text.contains("--pages 4K") && !text.contains('\n'), "{text}");
+        }
+        assert!(words(PageSize::Base, libc::ENOMEM).contains("cannot get 8388608 bytes"));
     }
 }

@@ -6,7 +6,8 @@ use super::output::{Channel, Output};
 use super::rx::{FileRx, NoFileRx, Replay, span_ns};
 use super::tx::{FileTx, NoFileTx};
 use crate::port::{
-    LinkState, MacAddress, OpenContext, OpenPort, Port, PortError, PortId, PortPlan, RxQueue, TxQueue,
+    LinkState, MacAddress, OpenContext, OpenPort, Port, PortError, PortGone, PortId, PortPlan, RxQueue,
+    TxQueue,
 };
 use crate::spec::PortSpec;
 use nix::unistd::{AccessFlags, access};
@@ -79,6 +80,11 @@ fn check_input(spec: &PortSpec) -> Result<Input, PortError> {
     Ok(Input { capture, replay, file })
 }
 
+/// Where a file is. What has no directory in its path is in the current one.
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 fn check_output(spec: &PortSpec, path: &Path, input: Option<&File>) -> Result<(), PortError> {
     let shown = path.display();
     if path.file_name().is_none() {
@@ -94,10 +100,11 @@ fn check_output(spec: &PortSpec, path: &Path, input: Option<&File>) -> Result<()
     if exists && existing.map(identity) == is_input {
         return Err(spec.error(format!("out={shown} is the input itself: choose another file")));
     }
-    // What has no directory in its path is in the current one.
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let (place, needed) =
-        if exists { (path, AccessFlags::W_OK) } else { (parent, AccessFlags::W_OK | AccessFlags::X_OK) };
+    let (place, needed) = if exists {
+        (path, AccessFlags::W_OK)
+    } else {
+        (folder(path), AccessFlags::W_OK | AccessFlags::X_OK)
+    };
     access(place, needed).map_err(|error| {
         let place = place.display();
         spec.open_error(format!("cannot write to {place} ({error}): choose another out=FILE"))
@@ -117,6 +124,19 @@ impl PortPlan for PcapPlan {
     fn frames(&self, _tx_queues: usize) -> usize {
         let captured = self.input.iter().flat_map(|input| input.capture.packets());
         captured.map(|packet| packet.data.len().div_ceil(FRAME_DATA_BYTES)).max().unwrap_or(0)
+    }
+
+    fn max_packet_len(&self) -> Option<usize> {
+        Some(super::MAX_PACKET_BYTES)
+    }
+
+    fn output_file(&self) -> Option<PathBuf> {
+        let path = self.output.as_deref()?;
+        if let Ok(existing) = fs::canonicalize(path) {
+            // /dev/null has room for everybody.
+            return existing.metadata().is_ok_and(|metadata| metadata.is_file()).then_some(existing);
+        }
+        Some(fs::canonicalize(folder(path)).ok()?.join(path.file_name()?))
     }
 
     fn open(self: Box<Self>, context: &OpenContext<'_>) -> Result<OpenPort, PortError> {
@@ -206,6 +226,11 @@ impl Port for PcapPort {
             Some(reason) => LinkState::Gone(reason.to_owned()),
             None => LinkState::Up { speed_mbps: None },
         }
+    }
+
+    fn lost_output(&self) -> Option<PortGone> {
+        let reason = self.output.as_ref()?.failure()?.to_owned();
+        Some(PortGone { port: self.name.clone(), reason })
     }
 
     /// The stamps' clock drifts from the system's by the error of the counter's frequency.

@@ -146,11 +146,8 @@ impl TxQueue for FileTx {
 impl Drop for FileTx {
     fn drop(&mut self) {
         self.post();
-        let failed_before = self.channel.output.failure().is_some();
-        if let Err(gone) = self.channel.ring() {
-            if !failed_before {
-                tracing::error!("{gone}");
-            }
+        // The port says it: its link is gone, and its output lost.
+        if self.channel.ring().is_err() {
             self.account_lost();
         }
     }

@@ -99,6 +99,10 @@ impl PortPlan for VethPlan {
         self.options.frame_bytes
     }
 
+    fn max_packet_len(&self) -> Option<usize> {
+        Some(self.mtu as usize + afxdp::ETHERNET_HEADER)
+    }
+
     fn open(self: Box<Self>, context: &OpenContext<'_>) -> Result<OpenPort, PortError> {
         open::open(&self, context)
     }
