@@ -1,165 +1,213 @@
 //! What a user can get wrong: one line with the way out each, exit status 2 or 1, no panic, nothing left behind.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::{error_lines, l2fwd, run_within};
 use percpu::Topology;
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
-/// Runs l2fwd with wrong arguments; its one error line must hold all of `words`, and not only in what it repeats of them.
+/// What was promised: that many different ones.
+const LEAST: usize = 40;
+
+/// A wrong command line, and what is said of it.
+struct Case {
+    args: Vec<String>,
+    status: i32,
+    words: Vec<String>,
+}
+
+impl Case {
+    fn new(args: &[&str], status: i32, words: &[&str]) -> Self {
+        let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        Self { args: owned(args), status, words: owned(words) }
+    }
+
+    /// A wrong specification, beside a right one.
+    fn port(spec: &str, status: i32, words: &[&str]) -> Self {
+        Self::new(&["--port", spec, "--port", "mem:null", "--duration", "1"], status, words)
+    }
+
+    /// Wrong options of a run on ports that are right.
+    fn options(args: &[&str], status: i32, words: &[&str]) -> Self {
+        Self::new(&[&PORTS, args].concat(), status, words)
+    }
+
+    /// What l2fwd does that it should not: one error line must hold all of the words, and not only in what it repeats of the arguments.
+    fn complaint(&self) -> Option<String> {
+        let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
+        let output = run_within(&mut l2fwd(&args), Duration::from_secs(10));
+        let lines = error_lines(&output);
+        let complain = |what: String| Some(format!("{args:?}: {what}: {lines:?}"));
+        if output.status.code() != Some(self.status) {
+            return complain(format!("{}, and not {}", output.status, self.status));
+        }
+        let [line] = &lines[..] else { return complain(format!("{} lines", lines.len())) };
+        if !line.starts_with("error: ") {
+            return complain("no error line".to_owned());
+        }
+        // The specification is repeated in front; the words must be in what is said of it.
+        let spec = args.iter().find(|arg| arg.contains(':')).copied().unwrap_or_default();
+        let said = line.replacen(spec, "", 1);
+        let missing = self.words.iter().find(|word| !said.contains(*word));
+        missing.and_then(|word| complain(format!("\"{word}\" is missing")))
+    }
+}
+
+/// Right ports.
+const PORTS: [&str; 6] = ["--port", "mem:null", "--port", "mem:null", "--duration", "1"];
+
 #[track_caller]
 fn refuse(args: &[&str], status: i32, words: &[&str]) {
-    assert_eq!(refusal(args, words), Some(status), "{args:?}");
+    assert_eq!(Case::new(args, status, words).complaint(), None);
 }
 
-/// The same for errors whose exit status depends on the machine, 1 or 2; gives it.
-#[track_caller]
-fn refusal(args: &[&str], words: &[&str]) -> Option<i32> {
-    let output = run_within(&mut l2fwd(args), Duration::from_secs(10));
-    let lines = error_lines(&output);
-    assert!(matches!(output.status.code(), Some(1 | 2)), "{args:?}: {lines:?}");
-    assert_eq!(lines.len(), 1, "{args:?}: {lines:?}");
-    assert!(lines[0].starts_with("error: "), "{args:?}: {lines:?}");
-    // The specification is repeated in front; the words must be in what is said of it.
-    let spec = args.iter().find(|arg| arg.contains(':')).copied().unwrap_or_default();
-    let said = lines[0].replacen(spec, "", 1);
-    for word in words {
-        assert!(said.contains(word), "{args:?}: \"{word}\" is not in: {said}");
-    }
-    output.status.code()
+fn specifications() -> Vec<Case> {
+    let port = |spec: &str, words: &[&str]| Case::port(spec, 2, words);
+    vec![
+        port("eth0", &["no driver", "afxdp:eth0"]),
+        port("", &["no driver"]),
+        port("afxdp:", &["nothing behind"]),
+        port("dpdk:eth0", &["unknown driver \"dpdk\"", "mem"]),
+        port("mem:nul", &["unknown in-memory port", "mem:null"]),
+        port("mem:null?size", &["no value"]),
+        port("mem:null?size=13", &["size=13", "from 14"]),
+        port("mem:null?size=100000", &["size=100000", "to 1526"]),
+        port("mem:null?size=large", &["size=large: choose", "from 14 to 1526"]),
+        port("mem:null?size=-64", &["size=-64: choose", "from 14 to 1526"]),
+        port("mem:null?sise=64", &["unknown option \"sise\"", "size"]),
+        port("mem:null?size=64&size=64", &["twice"]),
+        port("mem:null?queues=0", &["queues=0", "from 1"]),
+        port("mem:gen?rate=fast", &["rate=fast: choose", "to 1000000000"]),
+        port("mem:gen?check=perhaps", &["check=perhaps", "on, off"]),
+    ]
 }
 
-#[test]
-fn specifications() {
-    let port = |spec: &str, words: &[&str]| {
-        refuse(&["--port", spec, "--port", "mem:null", "--duration", "1"], 2, words)
-    };
-    port("eth0", &["no driver", "afxdp:eth0"]);
-    port("", &["no driver"]);
-    port("afxdp:", &["nothing behind"]);
-    port("dpdk:eth0", &["unknown driver \"dpdk\"", "mem"]);
-    port("mem:nul", &["unknown in-memory port", "mem:null"]);
-    port("mem:null?size", &["no value"]);
-    port("mem:null?size=13", &["size=13", "from 14"]);
-    port("mem:null?size=100000", &["size=100000", "to 1526"]);
-    port("mem:null?size=large", &["size=large: choose", "from 14 to 1526"]);
-    port("mem:null?size=-64", &["size=-64: choose", "from 14 to 1526"]);
-    port("mem:null?sise=64", &["unknown option \"sise\"", "size"]);
-    port("mem:null?size=64&size=64", &["twice"]);
-    port("mem:null?queues=0", &["queues=0", "from 1"]);
-    port("mem:gen?rate=fast", &["rate=fast: choose", "to 1000000000"]);
-    port("mem:gen?check=perhaps", &["check=perhaps", "on, off"]);
-}
-
-#[test]
-fn captures() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name).display().to_string();
+fn captures(folder: &Path) -> Vec<Case> {
+    let path = |name: &str| folder.join(name).display().to_string();
     std::fs::write(path("text"), "this is no capture, only a line of text").unwrap();
     std::fs::write(path("empty"), "").unwrap();
-    let port = |spec: String, words: &[&str]| {
-        refusal(&["--port", &spec, "--port", "mem:null", "--duration", "1"], words)
-    };
-    port(format!("pcap:{}", path("missing")), &["No such file"]);
-    port(format!("pcap:{}", folder.path().display()), &["not a regular file"]);
-    port(format!("pcap:{}", path("text")), &["neither pcap nor pcapng"]);
-    port(format!("pcap:{}", path("empty")), &["empty"]);
-    port(format!("pcap:{}?speed=slow", path("text")), &["speed=slow", "wire"]);
-    port(format!("pcap:{}?loop=often", path("text")), &["loop=often: choose a whole number"]);
+    let port =
+        |target: String, status: i32, words: &[&str]| Case::port(&format!("pcap:{target}"), status, words);
+    vec![
+        port(path("missing"), 1, &["No such file"]),
+        port(path("."), 1, &["not a regular file"]),
+        port(path("text"), 1, &["neither pcap nor pcapng"]),
+        port(path("empty"), 1, &["empty"]),
+        port(path("text?speed=slow"), 2, &["speed=slow", "wire"]),
+        port(path("text?loop=often"), 2, &["loop=often: choose a whole number"]),
+    ]
 }
 
-#[test]
-fn interfaces() {
-    let port = |spec: &str, words: &[&str]| {
-        refusal(&["--port", spec, "--port", "mem:null", "--duration", "1"], words)
-    };
-    port("afxdp:nosuch0", &["no interface \"nosuch0\"", "choose from"]);
-    port("afxdp:an-interface-name-that-is-too-long", &["no interface"]);
-    port("afxdp:lo?queues=99", &["lo has 1 queue", "pass queues=1"]);
-    port("afxdp:lo?mode=fast", &["mode=fast", "zerocopy"]);
-    port("afxdp:lo?bind=somehow", &["bind=somehow", "skb"]);
-    port("afxdp:lo?busy_poll=-1", &["busy_poll=-1: choose", "0 to 100000"]);
-    port("afxdp:lo?colour=red", &["unknown option \"colour\"", "it takes queues, mode"]);
-    port("veth:a/b", &["is no name for an interface", "letters and digits"]);
-    port("veth:x?mtu=9", &["68 to 9000"]);
-    port("afxdp:lo?frame=1000", &["choose 2048, 4096"]);
-    port("afxdp:lo?rx_ring=100", &["64 or 128"]);
-    port("veth:x?address=here", &["such as 10.0.0.1/24"]);
+fn interfaces() -> Vec<Case> {
+    vec![
+        Case::port("afxdp:nosuch0", 2, &["no interface \"nosuch0\"", "choose from"]),
+        Case::port("afxdp:an-interface-name-that-is-too-long", 2, &["no interface"]),
+        Case::port("afxdp:lo?queues=99", 2, &["lo has 1 queue", "pass queues=1"]),
+        Case::port("afxdp:lo?mode=fast", 2, &["mode=fast", "zerocopy"]),
+        Case::port("afxdp:lo?bind=somehow", 2, &["bind=somehow", "skb"]),
+        Case::port("afxdp:lo?busy_poll=-1", 2, &["busy_poll=-1: choose", "0 to 100000"]),
+        Case::port("afxdp:lo?colour=red", 2, &["unknown option \"colour\"", "it takes queues, mode"]),
+        Case::port("veth:a/b", 2, &["is no name for an interface", "letters and digits"]),
+        Case::port("veth:x?mtu=9", 2, &["68 to 9000"]),
+        Case::port("afxdp:lo?frame=1000", 2, &["choose 2048, 4096"]),
+        Case::port("afxdp:lo?rx_ring=100", 2, &["64 or 128"]),
+        Case::port("veth:x?address=here", 2, &["such as 10.0.0.1/24"]),
+    ]
 }
 
-#[test]
-fn cpus() {
+fn cpus() -> Vec<Case> {
     let topology = Topology::read().unwrap();
     let beyond = (topology.possible.iter().last().unwrap() + 1).to_string();
     let first = topology.allowed.iter().next().unwrap().to_string();
     let all = topology.allowed.to_string();
-    let ports = ["--port", "mem:null", "--port", "mem:null", "--duration", "1"];
-    let cpu = |args: &[&str], words: &[&str]| refuse(&[&ports[..], args].concat(), 2, words);
-    cpu(&["--workers", &beyond], &["does not exist"]);
-    cpu(&["--control", &beyond], &["does not exist"]);
-    cpu(&["--workers", &format!("{first},{first}")], &["twice"]);
-    cpu(&["--workers", "3-1"], &["backwards"]);
-    cpu(&["--workers", "one"], &["0,2-5"]);
-    cpu(&["--queues-per-worker", "0"], &["at least one queue"]);
+    let cpu = |args: &[&str], words: &[&str]| Case::options(args, 2, words);
+    let mut cases = vec![
+        cpu(&["--workers", &beyond], &["does not exist"]),
+        cpu(&["--control", &beyond], &["does not exist"]),
+        cpu(&["--workers", &format!("{first},{first}")], &["twice"]),
+        cpu(&["--workers", "3-1"], &["backwards"]),
+        cpu(&["--workers", "one"], &["0,2-5"]),
+        cpu(&["--queues-per-worker", "0"], &["at least one queue"]),
+    ];
     if topology.allowed.len() > 1 {
-        cpu(&["--workers", &first, "--control", &first], &["control core and to a worker"]);
-        cpu(&["--workers", &all], &["leave one out"]);
-        cpu(&["--workers", &first, "--queues-per-worker", "1"], &["--queues-per-worker"]);
-        refuse(&["--port", "mem:null", "--workers", "", "--duration", "1"], 2, &["names no CPU"]);
+        cases.extend([
+            cpu(&["--workers", &first, "--control", &first], &["control core and to a worker"]),
+            cpu(&["--workers", &all], &["leave one out"]),
+            cpu(&["--workers", &first, "--queues-per-worker", "1"], &["--queues-per-worker"]),
+            Case::new(&["--port", "mem:null", "--workers", "", "--duration", "1"], 2, &["names no CPU"]),
+        ]);
     } else {
         eprintln!("SKIPPED cpus (part): needs two CPUs");
     }
+    cases
 }
 
-#[test]
-fn port_maps() {
-    let ports = ["--port", "mem:null", "--port", "mem:null", "--duration", "1", "--portmap"];
-    let map = |text: &str, words: &[&str]| refuse(&[&ports[..], &[text]].concat(), 2, words);
-    map("0,1", &["(0,1)(2,3)"]);
-    map("(0,7)", &["no port 7"]);
-    map("(0,1)(1,1)", &["two pairs"]);
-    map("(0,0)", &["no partner"]);
-    map("(a,b)", &["port numbers"]);
+fn port_maps() -> Vec<Case> {
+    let map = |text: &str, words: &[&str]| Case::options(&["--portmap", text], 2, words);
+    vec![
+        map("0,1", &["(0,1)(2,3)"]),
+        map("(0,7)", &["no port 7"]),
+        map("(0,1)(1,1)", &["two pairs"]),
+        map("(0,0)", &["no partner"]),
+        map("(a,b)", &["port numbers"]),
+    ]
 }
 
-#[test]
-fn memory() {
-    let ports = ["--port", "mem:null", "--port", "mem:null", "--duration", "1"];
-    let memory =
-        |args: &[&str], status: i32, words: &[&str]| refuse(&[&ports[..], args].concat(), status, words);
-    memory(&["--frames", "10"], 2, &["--frames 10", "at least"]);
-    memory(&["--frames", "99999999999"], 2, &["not possible"]);
-    memory(&["--frames", "100000000"], 1, &["fewer frames"]);
-    memory(&["--frames", "many"], 2, &["--frames"]);
-    memory(&["--frame-size", "3000"], 2, &["2048 or 4096"]);
+fn memory() -> Vec<Case> {
+    let known = std::path::Path::new("/sys/kernel/mm/hugepages/hugepages-1048576kB").exists();
+    let giant = if known { "hugepages-1048576kB" } else { "cannot get" };
+    let mut cases = vec![
+        Case::options(&["--frames", "10"], 2, &["--frames 10", "at least"]),
+        Case::options(&["--frames", "99999999999"], 2, &["not possible"]),
+        Case::options(&["--frames", "100000000"], 1, &["fewer frames"]),
+        Case::options(&["--frames", "many"], 2, &["--frames"]),
+        Case::options(&["--frame-size", "3000"], 2, &["2048 or 4096"]),
+        Case::options(&["--pages", "3M"], 2, &["4K, 2M or 1G"]),
+        // More 1 GiB pages than any test machine keeps free.
+        Case::options(&["--pages", "1G", "--frames", "100000000"], 1, &[giant, "--pages 4K"]),
+    ];
     // More pages than are free.
     let folder = "/sys/kernel/mm/hugepages/hugepages-2048kB";
     if let Ok(text) = std::fs::read_to_string(format!("{folder}/free_hugepages")) {
         let free: u64 = text.trim().parse().unwrap();
         let frames = ((2 * free + 4) * 1024).to_string();
         let words = ["free hugepages of 2M", "/nr_hugepages", "--pages 4K"];
-        memory(&["--pages", "2M", "--frames", &frames], 1, &words);
+        cases.push(Case::options(&["--pages", "2M", "--frames", &frames], 1, &words));
     }
-    memory(&["--pages", "3M"], 2, &["4K, 2M or 1G"]);
-    // More 1 GiB pages than any test machine keeps free.
-    let known = std::path::Path::new("/sys/kernel/mm/hugepages/hugepages-1048576kB").exists();
-    let words = if known { "hugepages-1048576kB" } else { "cannot get" };
-    memory(&["--pages", "1G", "--frames", "100000000"], 1, &[words, "--pages 4K"]);
+    cases
+}
+
+fn the_run() -> Vec<Case> {
+    // Without a duration: a second one would be an error of its own.
+    let run =
+        |args: &[&str], status: i32, words: &[&str]| Case::new(&[&PORTS[..4], args].concat(), status, words);
+    vec![
+        run(&["--duration", "-1"], 2, &["--duration"]),
+        run(&["--duration", "soon"], 2, &["number of seconds"]),
+        run(&["--stats-period", "1e30"], 2, &["31536000"]),
+        run(&["--report", "/no/such/folder/report.json"], 1, &["/no/such/folder", "choose a path"]),
+        run(&["--report", "/proc"], 1, &["/proc", "choose a path"]),
+        run(&["--reprot", "x"], 2, &["--report"]),
+        run(&["eth0"], 2, &["eth0"]),
+        run(&["--no-such-option"], 2, &["--no-such-option"]),
+    ]
 }
 
 #[test]
-fn the_run() {
-    let ports = ["--port", "mem:null", "--port", "mem:null"];
-    let run =
-        |args: &[&str], status: i32, words: &[&str]| refuse(&[&ports[..], args].concat(), status, words);
-    run(&["--duration", "-1"], 2, &["--duration"]);
-    run(&["--duration", "soon"], 2, &["number of seconds"]);
-    run(&["--stats-period", "1e30"], 2, &["31536000"]);
-    run(&["--report", "/no/such/folder/report.json"], 1, &["/no/such/folder", "choose a path"]);
-    run(&["--report", "/proc"], 1, &["/proc", "choose a path"]);
-    run(&["--reprot", "x"], 2, &["--report"]);
-    run(&["eth0"], 2, &["eth0"]);
-    run(&["--no-such-option"], 2, &["--no-such-option"]);
+fn bad_input_is_refused_in_one_line_each() {
+    let folder = tempfile::tempdir().unwrap();
+    let groups =
+        [specifications(), captures(folder.path()), interfaces(), cpus(), port_maps(), memory(), the_run()];
+    let cases: Vec<Case> = groups.into_iter().flatten().collect();
+    let distinct = cases.iter().map(|case| &case.args).collect::<BTreeSet<_>>().len();
+    let complaints: Vec<String> = cases.iter().filter_map(Case::complaint).collect();
+    assert!(complaints.is_empty(), "{} of {distinct}:\n{}", complaints.len(), complaints.join("\n"));
+    assert!(distinct >= LEAST, "only {distinct} different cases");
+    println!("{distinct} kinds of bad input, each refused in one line");
 }
 
 #[test]

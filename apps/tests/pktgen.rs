@@ -3,9 +3,14 @@
 // What helpers of a test cannot do ends the test.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
+use common::network::{Wire, can_make_namespaces};
+use common::read_report;
 use nic::traffic::{Addresses, FrameBuilder};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use percpu::Topology;
 use serde_json::Value;
 use std::fs;
 use std::io::{Read, Write};
@@ -242,6 +247,64 @@ fn ctrl_c_ends_a_run_with_its_books_in_order() {
     assert_eq!(run.traffic("lost"), 0);
     assert_eq!(run.traffic("sent"), run.traffic("received") + run.traffic("in_flight"));
     run.assert_books();
+}
+
+/// Through l2fwd as its user sees it: interfaces on both sides, and no packet lost on the way out, through or back.
+#[test]
+fn namespace_pktgen_on_both_ends_of_a_wire_loses_nothing() {
+    if !can_make_namespaces("namespace_pktgen_on_both_ends_of_a_wire_loses_nothing") {
+        return;
+    }
+    // Rings that hold 400 ms of this traffic: one CPU may have both workers, and others besides.
+    const PORTS: [&str; 2] = ["afxdp:eth0?rx_ring=8192", "afxdp:eth1?rx_ring=8192"];
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let wire = Wire::new(1500);
+    // Both ends in one namespace, so that one pktgen has both, and knows what it sent.
+    let ports = ["--port", "afxdp:p0?rx_ring=8192", "--port", "afxdp:p1?rx_ring=8192"];
+    let middle = wire.forward(&[&ports[..], &["--report", path("middle.json").to_str().unwrap()]].concat());
+    wire.silence();
+    wire.right.ip(&["link", "set", "eth0", "down"]);
+    wire.right.ip(&["link", "set", "eth0", "name", "eth1", "netns", &wire.left.name]);
+    wire.left.run("sh", &["-c", "echo 1 > /proc/sys/net/ipv6/conf/eth1/disable_ipv6"]);
+    wire.left.ip(&["link", "set", "eth1", "up"]);
+
+    // Where there are CPUs enough, not the one that l2fwd has its worker on.
+    let allowed = Topology::read().unwrap().allowed;
+    let (first, second) = (allowed.iter().next().unwrap(), allowed.iter().nth(1));
+    let cpus = [first, second.unwrap_or(first)].map(|cpu| cpu.to_string());
+    let report = path("ends.json");
+    let program = env!("CARGO_BIN_EXE_pktgen");
+    #[rustfmt::skip]
+    let mut args = vec![
+        "--port", PORTS[0], "--port", PORTS[1], "--rate", "20k", "--duration", "3", "--flows", "4", "--size", "60-1514",
+        "--udp-checksum", "--expect-no-loss", "--stats-period", "0", "--report", report.to_str().unwrap(),
+    ];
+    if second.is_some() {
+        args.extend(["--workers", &cpus[0], "--control", &cpus[1]]);
+    }
+    let mut command = wire.left.command(program, &args);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let run = end(child, Instant::now(), Some(&report));
+    assert_eq!((run.status, run.errors.len()), (0, 0), "{:?} {:#}", run.errors, run.report);
+    let sent = run.traffic("sent");
+    // Both ports' rate; less is what a stall at the very end holds back.
+    assert!((80_000..=120_000).contains(&sent), "{sent} packets of 120000");
+    for key in ["lost", "duplicate", "reordered", "late", "corrupt", "unexpected", "in_flight"] {
+        assert_eq!(run.traffic(key), 0, "{key}: {:#}", run.report);
+    }
+    assert_eq!(run.traffic("received"), sent);
+    for stream in run.report["traffic"]["streams"].as_array().unwrap() {
+        assert!(stream["received"].as_u64().unwrap() >= 40_000, "both ways: {:#}", run.report);
+    }
+    run.assert_books();
+
+    assert!(middle.end("INT").success());
+    let report = read_report(&path("middle.json"));
+    common::assert_books(&report);
+    let forwarded: u64 =
+        report["ports"].as_array().unwrap().iter().map(|port| port["tx_packets"].as_u64().unwrap()).sum();
+    assert!(forwarded >= sent, "by l2fwd, and by no other way: {report:#}");
 }
 
 #[test]

@@ -4,7 +4,8 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
-use bench::vm::{Guest, Kit, Outcome, VmError, build_static, build_static_test};
+use bench::vm::{Guest, Kit, Outcome, Report, VmError, build_static, build_static_test};
+use serde_json::Value;
 use std::env;
 use std::fs;
 use std::path::Path;
@@ -76,6 +77,103 @@ fn guest_runs_percpu_tests() {
     assert_eq!(lines("test result: ok").len(), tests.len(), "{:#?}", report.output);
     assert!(lines("SKIPPED").is_empty(), "this guest has all that they need: {:?}", lines("SKIPPED"));
     lines("test result: ok").iter().for_each(|line| println!("{line}"));
+}
+
+/// The JSON that a command printed behind the line `mark`.
+#[track_caller]
+fn json_behind(report: &Report, mark: &str) -> Value {
+    let lines = report.output.iter().skip_while(|line| *line != mark).skip(1);
+    let text: String = lines.map(|line| format!("{line}\n")).collect();
+    let first = serde_json::Deserializer::from_str(&text).into_iter().next();
+    first.unwrap_or_else(|| panic!("nothing behind {mark}: {:#?}", report.output)).unwrap()
+}
+
+/// The number at a place of a report.
+#[track_caller]
+fn number(report: &Value, place: &str) -> u64 {
+    report
+        .pointer(place)
+        .and_then(Value::as_u64)
+        .unwrap_or_else(|| panic!("no number at {place}: {report:#}"))
+}
+
+/// Two workers, which need three CPUs: each has its queues of both ports, moves packets, and the books are right.
+#[test]
+fn guest_two_workers_share_the_queues() {
+    let Some(kit) = kit("guest_two_workers_share_the_queues") else { return };
+    let [l2fwd, pktgen] = ["l2fwd", "pktgen"]
+        .map(|program| build_static("apps", program).unwrap_or_else(|error| panic!("{error}")));
+    let generator = "--port 'mem:gen?queues=2&flows=8'";
+    let cable = "--port 'mem:cable?queues=2'";
+    let guest = Guest::new("workers")
+        .cpus(4)
+        .timeout(Duration::from_secs(120))
+        .file("bin/l2fwd", &l2fwd)
+        .file("bin/pktgen", &pktgen)
+        .run(&format!("l2fwd {generator} {generator} --queues-per-worker 2 --duration 2 --quiet --report /tmp/l2fwd"))
+        .run("echo l2fwd && cat /tmp/l2fwd")
+        .run(&format!(
+            "pktgen {cable} {cable} --workers 2,3 --control 0 --flows 8 --count 20k --expect-no-loss --quiet --report /tmp/pktgen"
+        ))
+        .run("echo pktgen && cat /tmp/pktgen");
+    let said = guest.boot(&kit).unwrap_or_else(|error| panic!("{error}"));
+
+    let l2fwd = json_behind(&said, "l2fwd");
+    let sum = |key: &str| (0..2).map(|port| number(&l2fwd, &format!("/ports/{port}/{key}"))).sum::<u64>();
+    let drops: u64 = (0..2)
+        .flat_map(|port| l2fwd["ports"][port]["drops"].as_object().unwrap().iter())
+        .filter(|(reason, _)| !reason.starts_with("rx_"))
+        .map(|(_, count)| count.as_u64().unwrap())
+        .sum();
+    assert_eq!(sum("rx_packets"), sum("tx_packets") + drops, "{l2fwd:#}");
+    let packets = |worker| number(&l2fwd, &format!("/workers/{worker}/packets"));
+    assert_eq!(packets(0) + packets(1), sum("rx_packets"), "{l2fwd:#}");
+    // A queue's generator waits for nobody: a worker that gets none has been forgotten.
+    assert!(packets(0) > 1000 && packets(1) > 1000, "{l2fwd:#}");
+    assert_eq!(number(&l2fwd, "/ports/0/extra/sink_lost"), 0, "{l2fwd:#}");
+
+    let pktgen = json_behind(&said, "pktgen");
+    assert_eq!(number(&pktgen, "/traffic/received"), 40_000, "{pktgen:#}");
+    for worker in 0..2 {
+        // Of each end's 20000, those of the flows that this worker sends or receives.
+        assert!(number(&pktgen, &format!("/workers/{worker}/packets")) > 1000, "{pktgen:#}");
+    }
+    for report in [&l2fwd, &pktgen] {
+        assert_eq!(report["workers"].as_array().unwrap().len(), 2, "{report:#}");
+        assert_ne!(report["workers"][0]["cpu"], report["workers"][1]["cpu"], "{report:#}");
+        assert_eq!(number(report, "/pool/leaked"), 0, "{report:#}");
+        assert_eq!(number(report, "/pool/free"), number(report, "/pool/frames"), "{report:#}");
+    }
+}
+
+/// Packet memory on a page of 1 GiB, which few machines keep free.
+#[test]
+fn guest_gigabyte_pages_hold_packet_memory() {
+    let Some(kit) = kit("guest_gigabyte_pages_hold_packet_memory") else { return };
+    let l2fwd = build_static("apps", "l2fwd").unwrap_or_else(|error| panic!("{error}"));
+    let free = "cat /sys/kernel/mm/hugepages/hugepages-1048576kB/free_hugepages";
+    let guest = Guest::new("gigabyte")
+        // QEMU puts the second half behind 4 GiB. Of its two gigabytes the kernel has begun to use the upper one when it reserves
+        // the page. The host gives what is touched.
+        .memory_mib(4096)
+        .append("hugepagesz=1G hugepages=1")
+        .timeout(Duration::from_secs(120))
+        .file("bin/l2fwd", &l2fwd)
+        .run(&format!("echo before $({free})"))
+        // It runs until it is killed, so that the page is seen in use, and given back without its help.
+        .run("l2fwd --pages 1G --duration 100 --stats-period 0.1 --no-color >/tmp/tables & echo $! >/tmp/pid")
+        .run("for turn in $(seq 300); do grep -q mem:gen /tmp/tables && break; sleep 0.1; done; grep -q mem:gen /tmp/tables")
+        .run(&format!("echo meanwhile $({free}); kill -9 $(cat /tmp/pid)"))
+        .run(&format!("for turn in $(seq 300); do [ $({free}) = 1 ] && break; sleep 0.1; done; echo after $({free})"))
+        .run("l2fwd --pages 1G --duration 1 --quiet --report /tmp/l2fwd")
+        .run("echo l2fwd && cat /tmp/l2fwd");
+    let said = guest.boot(&kit).unwrap_or_else(|error| panic!("{error}"));
+    let counts: Vec<&String> = said.output.iter().take_while(|line| *line != "l2fwd").collect();
+    assert_eq!(counts, ["before 1", "meanwhile 0", "after 1"]);
+    let report = json_behind(&said, "l2fwd");
+    assert!(number(&report, "/ports/0/rx_packets") > 1000, "{report:#}");
+    assert_eq!(number(&report, "/pool/leaked"), 0, "{report:#}");
+    assert_eq!(number(&report, "/pool/free"), number(&report, "/pool/frames"), "{report:#}");
 }
 
 #[test]

@@ -21,5 +21,7 @@ mod watched;
 pub use kernel::KernelIsolation;
 pub use observer::{Observer, Violation};
 pub use quiet::timer_interrupts;
-pub use strict::{Config, Isolated, Mode, Prepared, Refusal, Signals, Source, Strictness, Turn, Window, prepare};
+pub use strict::{
+    Config, Isolated, Mode, Prepared, Refusal, Signals, Source, Strictness, Turn, Window, prepare,
+};
 pub use watched::Watched;

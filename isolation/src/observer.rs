@@ -96,7 +96,8 @@ impl Observer {
     /// Opens what there is to know these workers by. What is not to be had is said by [`limits`](Self::limits).
     pub fn open(watched: Vec<Watched>, signals: Signals) -> Self {
         let mut limits = Vec::new();
-        let threads: Vec<(usize, i32)> = watched.iter().map(|watched| (watched.cpu(), watched.tid())).collect();
+        let threads: Vec<(usize, i32)> =
+            watched.iter().map(|watched| (watched.cpu(), watched.tid())).collect();
         let (mut trace, mut knows_causes) = (None, false);
         if signals.contains(Signals::INTERRUPTS) {
             match Trace::open(&threads).and_then(started) {
@@ -111,8 +112,10 @@ impl Observer {
             }
         }
         limits.extend(trace.iter().flat_map(|trace| trace.limits().iter().cloned()));
-        let stacks = UserStacks::read().map_err(|error| limits.push(format!("stacks have no names: {error}"))).ok();
-        let now_unix_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64);
+        let stacks =
+            UserStacks::read().map_err(|error| limits.push(format!("stacks have no names: {error}"))).ok();
+        let now_unix_ns =
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64);
         let worker = |watched| Worker {
             watched,
             signals: VecDeque::new(),
@@ -335,7 +338,9 @@ impl Observer {
     fn judge_gaps(&mut self, index: usize, now_ns: u64) {
         let away = self.away_since(index);
         let worker = &mut self.workers[index];
-        while worker.recent.front().is_some_and(|(_, end)| end + MEMORY_NS < now_ns) || worker.recent.len() > MOST {
+        while worker.recent.front().is_some_and(|(_, end)| end + MEMORY_NS < now_ns)
+            || worker.recent.len() > MOST
+        {
             worker.recent.pop_front();
         }
         while let Some((from, to)) = worker.gaps.pop_front_if(|(_, to)| *to + 10 * HOLD_NS < now_ns) {

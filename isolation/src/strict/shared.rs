@@ -9,8 +9,8 @@ use super::source::{SOURCES, Source};
 use percpu::tsc;
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// `SYSCALL_DISPATCH_FILTER_ALLOW` and `..._BLOCK` of `linux/prctl.h`.
 pub(super) const OPEN: u8 = 0;
