@@ -6,7 +6,7 @@ mod common;
 use common::network::{Forwarder, Namespace, Wire, can_make_namespaces, run};
 use common::{assert_books, read_report, rounds};
 use std::fs;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -194,4 +194,82 @@ fn namespace_an_interface_that_vanishes_is_an_event() {
     ping.wait().unwrap();
     assert_eq!(status.code(), Some(1), "{log}");
     assert_books(&read_report(&report));
+}
+
+/// An interface in a namespace that has no name: its other end is with us, and goes when that namespace does, which nothing else shows.
+struct Witness<'a> {
+    here: &'a Namespace,
+    name: String,
+}
+
+impl<'a> Witness<'a> {
+    /// `way_in` is the command line that leads into the namespace, such as `nsenter --net=/proc/7/fd/9`.
+    #[track_caller]
+    fn place(here: &'a Namespace, name: &str, way_in: &str) -> Self {
+        let script = format!("{way_in} ip link add witness type veth peer name {name} netns {}", here.name);
+        run("sh", &["-c", &script]);
+        assert!(here.ip(&["link", "show"]).contains(name), "it was made");
+        Self { here, name: name.to_owned() }
+    }
+
+    /// Waits until the namespace has gone, for 10 s at most.
+    #[track_caller]
+    fn assert_gone(&self) {
+        let start = Instant::now();
+        while self.here.ip(&["link", "show"]).contains(&self.name) {
+            assert!(
+                start.elapsed() < Duration::from_secs(10),
+                "the namespace of {} is still there",
+                self.name
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// The README's command with veth ports, its ping, and whatever ends it.
+#[test]
+fn namespace_veth_ports_go_with_their_namespaces() {
+    let Some(_turn) = alone("namespace_veth_ports_go_with_their_namespaces") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let report = folder.path().join("report.json");
+    let here = Namespace::new();
+    let before = Leftovers::count();
+    for signal in ["INT", "TERM", "KILL", "KILL"] {
+        let ports = ["--port", "veth:a?address=10.0.0.1/24", "--port", "veth:b?address=10.0.0.2/24"];
+        let forwarder =
+            Forwarder::start(&here, &[&ports[..], &["--report", report.to_str().unwrap()]].concat());
+        forwarder.wait_until_open(2);
+        let log = forwarder.log();
+        let way_in = |end: &str| {
+            let line =
+                log.lines().find_map(|line| line.split_once(&format!("the other end is {end}; to use it: ")));
+            line.unwrap().1.strip_suffix(" COMMAND").unwrap().to_owned()
+        };
+        let witnesses = ["a", "b"].map(|end| Witness::place(&here, &format!("witness-{end}"), &way_in(end)));
+        // The first packet may come before the worker turns.
+        run("sh", &["-c", &format!("{} ping -q -c 1 -w 10 10.0.0.2", way_in("a"))]);
+        // So that it ends under traffic. In flood mode ping sends when an answer comes.
+        let flood = format!("exec {} ping -q -f -w 20 10.0.0.2", way_in("a"));
+        let mut flood = Command::new("sh")
+            .args(["-c", &flood])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let ping = run("sh", &["-c", &format!("{} ping -q -c 200 -i 0.002 -W 2 10.0.0.2", way_in("a"))]);
+        assert!(ping.contains("200 received, 0% packet loss"), "{ping}");
+        let status = forwarder.end(signal);
+        assert_eq!(status.success(), signal != "KILL");
+        // It holds the namespace, as any process in it does.
+        flood.kill().unwrap();
+        flood.wait().unwrap();
+        for witness in &witnesses {
+            witness.assert_gone();
+        }
+        if signal != "KILL" {
+            assert_books(&read_report(&report));
+        }
+    }
+    before.assert_back();
 }
