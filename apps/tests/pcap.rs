@@ -118,7 +118,7 @@ fn a_damaged_capture_is_one_clear_line() {
             continue;
         }
         let text = String::from_utf8(output.stderr).unwrap();
-        assert!(matches!(output.status.code(), Some(1 | 2)), "{text}");
+        assert_eq!(output.status.code(), Some(1), "{text}");
         assert!(text.contains(words) && text.trim_end().lines().count() == 1, "{text}");
         assert!(!directory.path().join("out.pcapng").exists(), "nothing is opened before all is checked");
     }
