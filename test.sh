@@ -39,7 +39,7 @@ has() { command -v "$1" >/dev/null; }
 
 # Program, Debian package. Ubuntu has bpftool in other packages: see install_missing.
 readonly needs=(cc:gcc ld:binutils ip:iproute2 ethtool:ethtool ping:iputils-ping bpftool:bpftool jq:jq
-    setpriv:util-linux timeout:coreutils shellcheck:shellcheck tshark:tshark capinfos:wireshark-common)
+    setpriv:util-linux script:bsdutils timeout:coreutils shellcheck:shellcheck tshark:tshark capinfos:wireshark-common)
 
 missing_packages() {
     local need
@@ -268,9 +268,9 @@ nothing_left_behind() {
 
 # --------------------------------------------------------------------------------------------------------------- smoke
 
-# Two seconds of the demo of the README, without privileges, and its report checked.
+# Two seconds of the demo of the README, without privileges: what it prints, and its report.
 smoke() {
-    local place report as=()
+    local place report printed status words run as=()
     place=$(mktemp -d) || return
     # shellcheck disable=SC2064 # the value of now
     trap "rm -rf '$place'" EXIT
@@ -278,8 +278,28 @@ smoke() {
     chmod 777 "$place"
     report=$place/report.json
     [[ $root ]] && as=(setpriv --reuid=65534 --regid=65534 --clear-groups)
-    (cd "$place" && "${as[@]}" ./l2fwd --duration 2 --no-color --report "$report") || return
+    # On a terminal, where its tables would be coloured and redrawn if it were not told otherwise; the log is another matter.
+    printed=$place/printed run="./l2fwd --duration 2 --no-color --report '$report' 2>'$place/log'"
+    if has script; then as+=(script -qe -c "$run" /dev/null); else
+        echo "SKIPPED the demo on a terminal: install bsdutils"
+        as+=(sh -c "$run")
+    fi
+    (cd "$place" && "${as[@]}") >"$printed"
+    status=$?
+    cat "$place/log" "$printed"
+    ((status == 0)) || return "$status"
+    ! grep -q $'\e' "$printed" || { echo "error: --no-color, and yet it prints escape sequences"; return 1; }
+    # Of a worker, the packets, the ticks for each, and five percentiles.
+    for words in 'rx pps' '^Totals after [0-9.]+ s' 'p99\.99' ', 0 leaked' \
+        'worker 0 on CPU [0-9]+ +[0-9]+ +[0-9.]+( +[0-9.]+ (ns|us|ms|s)){5}'; do
+        grep -qE "$words" "$printed" || { echo "error: it does not print \"$words\""; return 1; }
+    done
     cat "$report"
+    has jq || { echo "SKIPPED the demo's report: install jq, which checks it"; return; }
+    # The totals are those of the report.
+    for words in $(jq '.ports[] | .rx_packets, .tx_packets' "$report"); do
+        grep -qE "(received|sent) +$words packets" "$printed" || { echo "error: no total is $words packets"; return 1; }
+    done
     jq -e '
         def sum(f): map(f) | add;
         (.ports | length) >= 2 and (.workers | length) >= 1
