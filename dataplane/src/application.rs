@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::outputs::Outputs;
+use isolation::Turn;
 use nic::{Batch, MacAddress, PortId};
 use std::sync::Arc;
 
@@ -31,6 +32,10 @@ pub trait Application: Send {
     fn is_finished(&self) -> bool {
         false
     }
+
+    /// Called at the next turn after the worker's isolation was violated (`--isolation`): at `Turn::Disturbed` it goes on, at
+    /// `Turn::Ended` it has ended. What it was is in the log.
+    fn on_violation(&mut self, _turn: Turn) {}
 
     /// Called once when the worker has stopped: packets that the application has kept go now.
     fn stop(&mut self) {}

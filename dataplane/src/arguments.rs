@@ -1,6 +1,7 @@
 //! The command-line options that every application has.
 #![forbid(unsafe_code)]
 
+use crate::isolation_args::IsolationArgs;
 use clap::{Args, builder::ArgPredicate};
 use nic::PortSpec;
 use nic::memory::PageChoice;
@@ -62,6 +63,10 @@ pub struct DataplaneArgs {
     /// No colours and no redrawing of the table
     #[arg(long, help_heading = "Run")]
     pub no_color: bool,
+
+    /// How workers are isolated
+    #[command(flatten)]
+    pub isolation: IsolationArgs,
 }
 
 impl DataplaneArgs {

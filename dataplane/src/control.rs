@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::registry::Registry;
 use crate::signals::Signals;
 use crate::table::Table;
+use crate::violations::{LOOK_PERIOD, Watcher};
 use crate::worker::RunState;
 use nic::port::{LinkState, PortGone};
 use std::sync::atomic::Ordering;
@@ -26,6 +27,7 @@ pub(crate) fn run(
     state: &RunState,
     args: &DataplaneArgs,
     table: &mut Table,
+    watcher: &mut Watcher,
     workers_are_finished: impl Fn() -> bool,
 ) -> Result<Option<PortGone>, Error> {
     let start = Instant::now();
@@ -41,6 +43,7 @@ pub(crate) fn run(
                 break Some(gone);
             }
         }
+        watcher.look(registry);
         let draw = !args.stats_period.is_zero() && elapsed >= next_table;
         if draw || elapsed >= next_refresh {
             next_refresh = elapsed + REFRESH_PERIOD;
@@ -68,6 +71,9 @@ pub(crate) fn run(
         }
         if let Some(duration) = args.duration {
             until = until.min(duration);
+        }
+        if watcher.is_on() {
+            until = until.min(elapsed + LOOK_PERIOD);
         }
         signals.wait(until.saturating_sub(start.elapsed()));
     };

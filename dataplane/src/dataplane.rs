@@ -4,24 +4,20 @@
 use crate::application::{Application, PortInfo, WorkerContext};
 use crate::assignment::WorkerQueues;
 use crate::control;
+use crate::crew::Crew;
 use crate::error::Error;
 use crate::loop_gap::LoopGap;
 use crate::outputs::Outputs;
 use crate::plan::{Plan, tx_queues};
 use crate::registry::{PortEntry, Registry, WorkerEntry};
 use crate::report::{PoolReport, PortReport, Report, WorkerReport};
-use crate::signals::{Signals, Waker};
+use crate::signals::Signals;
 use crate::table::Table;
-use crate::worker::{RunState, Worker};
-use crossbeam_queue::ArrayQueue;
+use crate::violations::{Gaps, Place, Watcher};
+use crate::worker::{Parts, RunState, Worker};
 use nic::port::{OpenContext, PortGone, RxQueue, TxQueue};
 use nic::{Pool, PortId};
-use percpu::pin::Watch;
-use std::any::Any;
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
-use std::thread::{self, JoinHandle};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Open ports and the CPUs to run them on.
@@ -43,8 +39,6 @@ pub struct Outcome<A> {
     /// The workers' applications, in the order of the workers.
     pub applications: Vec<A>,
 }
-
-type Joined<A> = (A, LoopGap);
 
 impl Dataplane {
     pub(crate) fn open(mut plan: Plan) -> Result<Self, Error> {
@@ -81,7 +75,13 @@ impl Dataplane {
         }
         let cpus = plan.placement.workers.iter();
         registry.workers = cpus
-            .map(|&cpu| WorkerEntry { cpu, counters: Arc::default(), watch: None, affinity_changes: 0 })
+            .map(|&cpu| WorkerEntry {
+                cpu,
+                counters: Arc::default(),
+                watch: None,
+                affinity_changes: 0,
+                gaps: Arc::new(Gaps::new(256)),
+            })
             .collect();
         Ok(Self { plan, pool, dealt, registry, rx, tx, infos: infos.into(), signals })
     }
@@ -102,20 +102,21 @@ impl Dataplane {
         mut self,
         mut make: impl FnMut(&WorkerContext) -> A,
     ) -> Result<Outcome<A>, Error> {
-        let state = Arc::new(RunState {
-            stop: AtomicBool::new(false),
-            events: ArrayQueue::new(16),
-            pool: self.pool.clone(),
-        });
+        let state = Arc::new(RunState::new(self.pool.clone(), self.plan.args.isolation.on_violation));
+        let config = self.plan.args.isolation.config();
+        let mut watcher = Watcher::new(&self.plan.args.isolation)?;
+        let places = self.places();
         percpu::tsc::frequency_hz();
         let workers: Vec<Worker<A>> =
             (0..self.dealt.len()).map(|index| self.make_worker(index, &state, &mut make)).collect();
         let mut table = Table::new(&self.plan.args);
         let mut started = Instant::now();
-        let mut result =
-            Crew::start(workers, &self.plan.placement.workers, &state, &self.signals).and_then(|mut crew| {
-                for (entry, watch) in self.registry.workers.iter_mut().zip(crew.watches.drain(..)) {
-                    entry.watch = Some(watch);
+        let mut result = Crew::start(workers, &self.plan.placement.workers, config, &state, &self.signals)
+            .and_then(|mut crew| {
+                let mut watched = Vec::new();
+                for (entry, ready) in self.registry.workers.iter_mut().zip(crew.take_ready()) {
+                    entry.watch = Some(ready.watch);
+                    watched.extend(ready.watched);
                 }
                 // Only now: threads inherit the affinity mask of the one that makes them. A control CPU nobody asked for is
                 // a wish.
@@ -126,6 +127,9 @@ impl Dataplane {
                     }
                     pinned => pinned.ok(),
                 };
+                // The last that interrupts a worker's CPU; then they enter.
+                watcher.open(watched, places, &self.registry);
+                crew.go();
                 started = Instant::now();
                 let ended = control::run(
                     &mut self.registry,
@@ -133,6 +137,7 @@ impl Dataplane {
                     &state,
                     &self.plan.args,
                     &mut table,
+                    &mut watcher,
                     || crew.is_finished(),
                 );
                 crew.join().and_then(|joined| ended.map(|gone| (joined, gone)))
@@ -142,6 +147,7 @@ impl Dataplane {
         drop((std::mem::take(&mut self.rx), std::mem::take(&mut self.tx)));
         let lost = control::last_look(&mut self.registry, &state);
         self.registry.ports.iter_mut().for_each(|entry| entry.port.refresh());
+        watcher.finish(&self.registry)?;
         let ports: Vec<PortReport> = self.registry.ports.iter().map(PortReport::new).collect();
         let workers = |gaps: &[LoopGap]| -> Vec<WorkerReport> {
             self.registry.workers.iter().zip(gaps).map(|(entry, gap)| worker_report(entry, gap)).collect()
@@ -157,6 +163,8 @@ impl Dataplane {
             ports,
             workers,
             pool: PoolReport::new(self.pool.audit()),
+            isolation: watcher.report(),
+            violations: watcher.counts().clone(),
         };
         table.totals(&report);
         if report.pool.leaked > 0 {
@@ -168,10 +176,28 @@ impl Dataplane {
         if let Some(path) = &self.plan.args.report {
             write_report(path, &report)?;
         }
+        if let Some(worker) = state.interrupted() {
+            return Err(Error::Interrupted { worker });
+        }
         match gone.or(lost) {
             Some(gone) => Err(gone.into()),
             None => Ok(Outcome { report, applications }),
         }
+    }
+
+    /// The queues of each worker, by port and number, with their counters.
+    fn places(&self) -> Vec<Vec<Place>> {
+        let place = |(port, queue): (PortId, usize), receives: bool| {
+            let entry = &self.registry.ports[usize::from(port.0)];
+            let queues = if receives { &entry.rx } else { &entry.tx };
+            let port = entry.port.name().to_owned();
+            Place { port, queue, receives, counters: Arc::clone(&queues[queue]) }
+        };
+        let places = |queues: &WorkerQueues| {
+            let rx = queues.rx.iter().map(|&queue| place(queue, true));
+            rx.chain(queues.tx.iter().map(|&queue| place(queue, false))).collect()
+        };
+        self.dealt.iter().map(places).collect()
     }
 
     fn make_worker<A: Application>(
@@ -200,107 +226,9 @@ impl Dataplane {
             }
         }
         let counters = Arc::clone(&self.registry.workers[index].counters);
-        Worker::new(rx, outputs, make(&context), counters, Arc::clone(state))
+        let gaps = Arc::clone(&self.registry.workers[index].gaps);
+        Worker::new(Parts { index, rx, outputs, counters, gaps }, make(&context), Arc::clone(state))
     }
-}
-
-/// The worker threads.
-struct Crew<A> {
-    threads: Vec<JoinHandle<Joined<A>>>,
-    /// Of their affinity, in the order of the workers.
-    watches: Vec<Watch>,
-    state: Arc<RunState>,
-}
-
-impl<A: Application + 'static> Crew<A> {
-    /// Starts a thread for each worker. None runs its loop before all are on their CPUs.
-    fn start(
-        workers: Vec<Worker<A>>,
-        cpus: &[usize],
-        state: &Arc<RunState>,
-        signals: &Signals,
-    ) -> Result<Self, Error> {
-        let mut crew = Self { threads: Vec::new(), watches: Vec::new(), state: Arc::clone(state) };
-        let (ready, all_ready) = mpsc::channel();
-        let mut starts = Vec::new();
-        for (index, (worker, &cpu)) in workers.into_iter().zip(cpus).enumerate() {
-            let waker = signals.waker().map_err(Error::system("cannot make a pipe"))?;
-            let ready = ready.clone();
-            let (start, may_start) = mpsc::channel::<()>();
-            let state = Arc::clone(state);
-            let body = move || {
-                let _at_the_end = AtTheEnd { waker, state };
-                let (_pinned, result) = match percpu::pin_on_cpu(cpu) {
-                    Ok(pinned) => {
-                        let watch = pinned.watch();
-                        (Some(pinned), Ok((index, watch)))
-                    }
-                    Err(source) => (None, Err(Error::Pin { worker: index, source })),
-                };
-                let _ = ready.send(result);
-                // An error means that some worker could not start: then the stop flag is set and run returns at once.
-                let _ = may_start.recv();
-                worker.run()
-            };
-            let thread = thread::Builder::new().name(format!("worker-{index}")).spawn(body);
-            crew.threads.push(thread.map_err(Error::system("cannot start a worker thread"))?);
-            starts.push(start);
-        }
-        drop(ready);
-        let pinned: Result<BTreeMap<usize, Watch>, Error> =
-            all_ready.iter().take(crew.threads.len()).collect();
-        if pinned.is_err() {
-            state.stop.store(true, Ordering::Relaxed);
-        }
-        drop(starts);
-        crew.watches = pinned?.into_values().collect();
-        Ok(crew)
-    }
-
-    fn is_finished(&self) -> bool {
-        self.threads.iter().all(JoinHandle::is_finished)
-    }
-
-    fn join(mut self) -> Result<Vec<Joined<A>>, Error> {
-        self.state.stop.store(true, Ordering::Relaxed);
-        let joined: Vec<_> = std::mem::take(&mut self.threads).into_iter().map(JoinHandle::join).collect();
-        joined
-            .into_iter()
-            .enumerate()
-            .map(|(worker, result)| {
-                result.map_err(|panic| Error::Panic { worker, message: panic_message(&*panic) })
-            })
-            .collect()
-    }
-}
-
-impl<A> Drop for Crew<A> {
-    fn drop(&mut self) {
-        self.state.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
-    }
-}
-
-/// Tells the others that a worker has ended; one that panicked ends them too, or its queues would overflow unseen.
-struct AtTheEnd {
-    waker: Waker,
-    state: Arc<RunState>,
-}
-
-impl Drop for AtTheEnd {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            self.state.stop.store(true, Ordering::Relaxed);
-        }
-        self.waker.wake();
-    }
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
 }
 
 fn worker_report(entry: &WorkerEntry, gap: &LoopGap) -> WorkerReport {

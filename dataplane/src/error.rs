@@ -27,6 +27,30 @@ pub enum Error {
         /// Why.
         source: PinError,
     },
+    /// A worker cannot be isolated.
+    #[error("worker {worker}: {source}")]
+    Isolation {
+        /// The worker's number.
+        worker: usize,
+        /// Why.
+        source: isolation::Refusal,
+    },
+    /// The kernel came to a worker, and the user wanted the run to end then.
+    #[error(
+        "worker {worker}: its isolation was violated, and --on-violation exit ends the run: the log says by what"
+    )]
+    Interrupted {
+        /// The worker's number.
+        worker: usize,
+    },
+    /// The violations' file could not be written.
+    #[error("cannot write the violations to {path}: {source}; choose a path you may write to")]
+    ViolationLog {
+        /// The path given.
+        path: String,
+        /// What the system answered.
+        source: io::Error,
+    },
     /// The machine would not tell about its CPUs, or gave no thread, pipe or signal handler.
     #[error("{what}: {source}")]
     System {

@@ -1,6 +1,7 @@
 //! Where an application sends packets: one transmit queue for each port its worker may reach.
 #![forbid(unsafe_code)]
 
+use isolation::Window;
 use nic::counters::{DropReason, QueueCounters};
 use nic::port::{Doorbell, PortGone, TxQueue};
 use nic::{Batch, Packet, PortId};
@@ -18,6 +19,8 @@ pub struct Outputs {
 }
 
 struct Output {
+    /// Where the worker is isolated: its doorbells are meant.
+    window: Option<Window>,
     port: PortId,
     queue: Box<dyn TxQueue>,
     counters: Arc<QueueCounters>,
@@ -41,7 +44,11 @@ impl Output {
     fn ring(&mut self, gone: &mut Option<(PortId, PortGone)>) {
         if let Some(doorbell) = &self.doorbell {
             self.counters.doorbells.add(1);
-            if let Err(error) = doorbell.ring() {
+            let rung = match &self.window {
+                Some(window) => window.allow(|| doorbell.ring()),
+                None => doorbell.ring(),
+            };
+            if let Err(error) = rung {
                 gone.get_or_insert((self.port, error));
             }
         }
@@ -61,6 +68,11 @@ impl Outputs {
         Self { queues: (0..ports).map(|_| None).collect(), sources, current: 0, gone: None }
     }
 
+    /// From now on doorbells are rung through this window.
+    pub(crate) fn set_window(&mut self, window: Option<Window>) {
+        self.queues.iter_mut().flatten().for_each(|output| output.window.clone_from(&window));
+    }
+
     fn blame_source(&self, reason: DropReason, packets: usize) {
         if let Some(counters) = self.sources.get(self.current) {
             counters.drops(reason).add(packets as u64);
@@ -70,7 +82,7 @@ impl Outputs {
     pub(crate) fn add(&mut self, to: PortId, queue: Box<dyn TxQueue>) {
         let (counters, doorbell) = (Arc::clone(queue.counters()), queue.doorbell());
         self.queues[usize::from(to.0)] =
-            Some(Output { port: to, queue, counters, doorbell, pending: Batch::new() });
+            Some(Output { window: None, port: to, queue, counters, doorbell, pending: Batch::new() });
     }
 
     /// Sends all packets of the batch, in order; what the port cannot take is dropped and counted at it.

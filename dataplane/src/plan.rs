@@ -13,7 +13,7 @@ use nic::{PortId, PortPlan, PortSpec};
 use percpu::Topology;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -67,8 +67,14 @@ impl Plan {
         let wanted = args.queues_per_worker.map_or(rounds, |share| queues.div_ceil(share));
         let topology = Topology::read().map_err(Error::system("cannot read the CPU affinity mask"))?;
         let placement = Placement::choose(&topology, args.workers.as_ref(), args.control, wanted)?;
+        args.isolation.check(placement.is_shared())?;
         if let Some(path) = &args.report {
-            check_writable(path)?;
+            check_writable(path)
+                .map_err(|source| Error::Report { path: path.display().to_string(), source })?;
+        }
+        if let Some(path) = &args.isolation.violations {
+            check_writable(path)
+                .map_err(|source| Error::ViolationLog { path: path.display().to_string(), source })?;
         }
         let ids = || (0..ports.len()).map(|port| PortId(port as u16));
         let reaches = ids().flat_map(|from| ids().map(move |to| (from, to))).collect();
@@ -189,16 +195,15 @@ fn check_output_files(ports: &[(PortSpec, Box<dyn PortPlan>)]) -> Result<(), Err
     Ok(())
 }
 
-/// Tells now, and not after an hour's run, that a report cannot be written; leaves no file behind.
-fn check_writable(path: &Path) -> Result<(), Error> {
-    let wrong = |source| Error::Report { path: path.display().to_string(), source };
+/// Tells now, and not after an hour's run, that a file cannot be written; leaves none behind.
+fn check_writable(path: &Path) -> io::Result<()> {
     // Non-blocking, or a FIFO without a reader would wait here for ever: it answers ENXIO.
     let open = |create_new: bool| {
         OpenOptions::new().append(true).create_new(create_new).custom_flags(libc::O_NONBLOCK).open(path)
     };
     match open(true) {
-        Ok(_) => std::fs::remove_file(path).map_err(wrong),
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => open(false).map(drop).map_err(wrong),
-        Err(error) => Err(wrong(error)),
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => open(false).map(drop),
+        Err(error) => Err(error),
     }
 }

@@ -1,6 +1,7 @@
 //! The one registry of counters: what the live table, the report and every later exporter read, so that they can never disagree.
 #![forbid(unsafe_code)]
 
+use crate::violations::Gaps;
 use crate::worker::WorkerCounters;
 use nic::port::{LinkState, Port};
 use nic::{DropReason, QueueCounters};
@@ -25,6 +26,8 @@ pub(crate) struct WorkerEntry {
     pub(crate) watch: Option<Watch>,
     /// How often somebody else changed that.
     pub(crate) affinity_changes: u64,
+    /// Its loop's long gaps, where it is isolated.
+    pub(crate) gaps: Arc<Gaps>,
 }
 
 /// All counters of a run.

@@ -20,6 +20,49 @@ pub struct Report {
     pub workers: Vec<WorkerReport>,
     /// The packet memory, counted frame by frame when every port was closed.
     pub pool: PoolReport,
+    /// How the workers were kept from the kernel, and how well that went.
+    pub isolation: IsolationReport,
+    /// Violations of their isolation, by cause.
+    pub violations: BTreeMap<String, u64>,
+}
+
+/// Isolation, over all workers.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct IsolationReport {
+    /// `off`, `soft` or `strict`.
+    pub mode: String,
+    /// The classes of kernel entries that were signalled.
+    pub signal: String,
+    /// Whether every worker's CPU can stop its tick (`nohz_full`).
+    pub tickless: bool,
+    /// Debuggers that suspended it.
+    pub suspended_by: Vec<String>,
+    /// Signals by what they were for; one interruption may have several.
+    pub signals: BTreeMap<String, u64>,
+    /// Kernel entries that were allowed, and not signalled.
+    pub allowed: u64,
+    /// Signals that were counted, and not logged one by one, since they came too fast.
+    pub not_recorded: u64,
+    /// Interrupts on the workers' CPUs, whomever they hit.
+    pub interrupts: u64,
+    /// Soft interrupts there.
+    pub softirqs: u64,
+    /// Times that another task had a worker's CPU.
+    pub threads: u64,
+    /// Records of the kernel's trace that there was no room for.
+    pub trace_lost: u64,
+    /// Long loop gaps with no event of the kernel in them: the hypervisor's, or the firmware's.
+    pub unexplained_gaps: u64,
+    /// Altogether.
+    pub unexplained_ns: u64,
+    /// The longest.
+    pub unexplained_longest_ns: u64,
+    /// Packets that violations cost.
+    pub dropped: u64,
+    /// Packets that were dropped while the worker was there: overload.
+    pub dropped_without_violation: u64,
+    /// What could not be known, and why.
+    pub cannot_know: Vec<String>,
 }
 
 /// One port.

@@ -181,6 +181,7 @@ impl Table {
                 let _ = writeln!(text, "    {}", self.paint("31", &changes));
             }
         }
+        self.isolation(report, &mut text);
         let pool = &report.pool;
         let leaked = format!("{} leaked", pool.leaked);
         let leaked = if pool.leaked > 0 { self.paint("31", &leaked) } else { leaked };
@@ -191,6 +192,44 @@ impl Table {
         );
         let mut out = io::stdout().lock();
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    }
+}
+
+/// Causes that the totals list, the most frequent first.
+const MOST_CAUSES: usize = 8;
+
+impl Table {
+    /// What came of keeping the kernel away.
+    fn isolation(&self, report: &Report, text: &mut String) {
+        let isolation = &report.isolation;
+        if isolation.mode == "off" {
+            return;
+        }
+        let total: u64 = report.violations.values().sum();
+        let summary = format!("{total} violations");
+        let summary = if total > 0 { self.paint("31", &summary) } else { summary };
+        let _ = writeln!(
+            text,
+            "  isolation {} ({}): {summary}, which cost {} packets; {} more dropped without one",
+            isolation.mode, isolation.signal, isolation.dropped, isolation.dropped_without_violation
+        );
+        let mut causes: Vec<(&String, &u64)> = report.violations.iter().collect();
+        causes.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
+        for (cause, count) in causes.iter().take(MOST_CAUSES) {
+            let _ = writeln!(text, "    {count:>10}  {cause}");
+        }
+        if causes.len() > MOST_CAUSES {
+            let rest: u64 = causes[MOST_CAUSES..].iter().map(|(_, count)| **count).sum();
+            let _ = writeln!(text, "    {rest:>10}  of {} other causes", causes.len() - MOST_CAUSES);
+        }
+        if isolation.unexplained_gaps > 0 {
+            let _ = writeln!(
+                text,
+                "    {:>10}  long gaps with no event of this kernel in them (hypervisor or SMI), up to {}",
+                isolation.unexplained_gaps,
+                duration_text(isolation.unexplained_longest_ns)
+            );
+        }
     }
 }
 

@@ -1,17 +1,21 @@
 //! The run-to-completion loop: poll, process, transmit, ring, and round again.
 //!
-//! It allocates nothing, locks nothing, and makes no system call but the doorbells it rings.
+//! It allocates nothing, locks nothing, and makes no system call but the doorbells it rings, in isolation too: those are meant, and go
+//! through a window.
 #![forbid(unsafe_code)]
 
 use crate::application::Application;
+use crate::isolation_args::OnViolation;
 use crate::loop_gap::LoopGap;
 use crate::outputs::Outputs;
+use crate::violations::Gaps;
 use crossbeam_queue::ArrayQueue;
+use isolation::{Isolated, Turn, Window};
 use nic::port::{Doorbell, PortGone, RxQueue};
 use nic::{Batch, Counter, Pool, PortId, QueueCounters};
 use percpu::tsc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// What a worker and the control core share. The worker writes the counters, the control core reads them.
 #[derive(Default)]
@@ -34,7 +38,25 @@ pub(crate) struct RunState {
     pub(crate) stop: AtomicBool,
     pub(crate) events: ArrayQueue<(PortId, PortGone)>,
     pub(crate) pool: Pool,
+    pub(crate) on_violation: OnViolation,
+    /// The worker whose violation ended the run; `usize::MAX` for none.
+    interrupted: AtomicUsize,
 }
+
+impl RunState {
+    pub(crate) fn new(pool: Pool, on_violation: OnViolation) -> Self {
+        let interrupted = AtomicUsize::new(usize::MAX);
+        Self { stop: AtomicBool::new(false), events: ArrayQueue::new(16), pool, on_violation, interrupted }
+    }
+
+    /// The worker whose violation ended the run.
+    pub(crate) fn interrupted(&self) -> Option<usize> {
+        Some(self.interrupted.load(Ordering::Relaxed)).filter(|worker| *worker != usize::MAX)
+    }
+}
+
+/// Longer gaps of an isolated worker's loop are looked into, in nanoseconds.
+const LONG_GAP_NS: u64 = 20_000;
 
 struct Input {
     queue: Box<dyn RxQueue>,
@@ -43,24 +65,32 @@ struct Input {
     doorbell: Option<Arc<dyn Doorbell>>,
 }
 
+/// What the framework gives a worker.
+pub(crate) struct Parts {
+    pub(crate) index: usize,
+    pub(crate) rx: Vec<(PortId, Box<dyn RxQueue>)>,
+    pub(crate) outputs: Outputs,
+    pub(crate) counters: Arc<WorkerCounters>,
+    pub(crate) gaps: Arc<Gaps>,
+}
+
 /// One worker with all it needs, ready to run.
 pub(crate) struct Worker<A> {
+    index: usize,
     inputs: Vec<Input>,
     outputs: Outputs,
     application: A,
     counters: Arc<WorkerCounters>,
     state: Arc<RunState>,
     gap: LoopGap,
+    gaps: Arc<Gaps>,
+    /// Gaps longer than this, in ticks, are told of.
+    long_gap: u64,
 }
 
 impl<A: Application> Worker<A> {
-    pub(crate) fn new(
-        rx: Vec<(PortId, Box<dyn RxQueue>)>,
-        outputs: Outputs,
-        application: A,
-        counters: Arc<WorkerCounters>,
-        state: Arc<RunState>,
-    ) -> Self {
+    pub(crate) fn new(parts: Parts, application: A, state: Arc<RunState>) -> Self {
+        let Parts { index, rx, outputs, counters, gaps } = parts;
         let inputs = rx
             .into_iter()
             .map(|(port, queue)| Input {
@@ -70,18 +100,34 @@ impl<A: Application> Worker<A> {
                 port,
             })
             .collect();
-        Self { inputs, outputs, application, counters, state, gap: LoopGap::new() }
+        let gap = LoopGap::new();
+        Self { index, inputs, outputs, application, counters, state, gap, gaps, long_gap: u64::MAX }
     }
 
-    /// Runs until told to stop, or until there is nothing left to do. Gives the application back.
-    pub(crate) fn run(mut self) -> (A, LoopGap) {
+    /// Runs until told to stop, or until there is nothing left to do, in isolation where it is given. Gives the application back.
+    pub(crate) fn run(mut self, mut isolated: Option<Isolated>) -> (A, LoopGap) {
         let mut batch = Batch::new();
+        let window = isolated.as_ref().and_then(Isolated::window);
+        self.outputs.set_window(window.clone());
+        if isolated.is_some() {
+            self.long_gap = tsc::from_ns(LONG_GAP_NS);
+        }
         let mut last = tsc::now();
         let mut moved = 0;
         while !self.state.stop.load(Ordering::Relaxed) {
             let now = tsc::now();
             self.account(now.wrapping_sub(last), moved);
+            if now.wrapping_sub(last) > self.long_gap {
+                // Where there is no room, the control core is behind; nothing hangs on it.
+                let _ = self.gaps.push((last, now));
+            }
             last = now;
+            if let Some(isolated) = &mut isolated {
+                match isolated.turn() {
+                    Turn::Undisturbed => {}
+                    turn => self.violated(isolated, turn),
+                }
+            }
             moved = 0;
             let mut open = false;
             self.application.poll(&mut self.outputs);
@@ -99,7 +145,7 @@ impl<A: Application> Worker<A> {
                     }
                 }
                 if input.queue.needs_doorbell() {
-                    input.ring(&self.state);
+                    input.ring(&self.state, window.as_ref());
                 }
             }
             self.outputs.end_of_turn();
@@ -116,6 +162,23 @@ impl<A: Application> Worker<A> {
         self.account(tsc::now().wrapping_sub(last), moved);
         self.application.stop();
         (self.application, self.gap)
+    }
+
+    /// Something was signalled since the last turn.
+    #[cold]
+    fn violated(&mut self, isolated: &mut Isolated, turn: Turn) {
+        self.application.on_violation(turn);
+        match self.state.on_violation {
+            OnViolation::Exit => {
+                self.state.interrupted.store(self.index, Ordering::Relaxed);
+                self.state.stop.store(true, Ordering::Relaxed);
+            }
+            OnViolation::Rearm if matches!(turn, Turn::Ended(_)) => {
+                // Off its CPU it stays as it is: the control core has told of that.
+                let _ = isolated.enter_again();
+            }
+            _ => {}
+        }
     }
 
     #[inline(always)]
@@ -138,10 +201,14 @@ impl<A: Application> Worker<A> {
 
 impl Input {
     #[cold]
-    fn ring(&mut self, state: &RunState) {
+    fn ring(&mut self, state: &RunState, window: Option<&Window>) {
         if let Some(doorbell) = &self.doorbell {
             self.counters.doorbells.add(1);
-            if let Err(gone) = doorbell.ring() {
+            let rung = match window {
+                Some(window) => window.allow(|| doorbell.ring()),
+                None => doorbell.ring(),
+            };
+            if let Err(gone) = rung {
                 let _ = state.events.push((self.port, gone));
             }
         }

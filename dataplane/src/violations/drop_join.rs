@@ -98,9 +98,11 @@ impl DropJoin {
             late || violation.end_ns + CATCH_UP_NS < known_ns.min(open_since_ns)
         };
         out.extend(self.waiting.extract_if(.., |joined| done(joined)));
-        while self.intervals.front().is_some_and(|interval| {
-            interval.losses.is_empty() && interval.to_ns + MEMORY_NS < now_ns
-        }) {
+        while self
+            .intervals
+            .front()
+            .is_some_and(|interval| interval.losses.is_empty() && interval.to_ns + MEMORY_NS < now_ns)
+        {
             self.intervals.pop_front();
         }
     }
@@ -115,7 +117,8 @@ impl DropJoin {
     fn judge_episodes(&mut self, known_ns: u64) -> u64 {
         let mut first = 0;
         loop {
-            let Some(start) = (first..self.intervals.len()).find(|&index| !self.intervals[index].losses.is_empty())
+            let Some(start) =
+                (first..self.intervals.len()).find(|&index| !self.intervals[index].losses.is_empty())
             else {
                 return u64::MAX;
             };
@@ -123,7 +126,9 @@ impl DropJoin {
             for index in start..self.intervals.len() {
                 let interval = &self.intervals[index];
                 let quiet_ns = interval.to_ns.saturating_sub(self.intervals[end].to_ns);
-                if !interval.losses.is_empty() && interval.from_ns.saturating_sub(self.intervals[end].to_ns) <= PAUSE_NS {
+                if !interval.losses.is_empty()
+                    && interval.from_ns.saturating_sub(self.intervals[end].to_ns) <= PAUSE_NS
+                {
                     end = index;
                 } else if quiet_ns > PAUSE_NS {
                     over = true;
@@ -151,15 +156,18 @@ impl DropJoin {
             (0..self.waiting.len()).filter(|&index| touches(&self.waiting[index], from_ns, to_ns)).collect();
         let began_ns = suspects.iter().map(|&index| self.waiting[index].violation.start_ns).min();
         let window_from = began_ns.unwrap_or(from_ns).min(from_ns);
-        let window = self.intervals.iter().filter(|interval| {
-            interval.to_ns > window_from && interval.from_ns < to_ns + CATCH_UP_NS
-        });
+        let window = self
+            .intervals
+            .iter()
+            .filter(|interval| interval.to_ns > window_from && interval.from_ns < to_ns + CATCH_UP_NS);
         let arrived: u64 = window.map(|interval| interval.arrived).sum();
         let lost: u64 = self.intervals.range(start..=end).map(Interval::lost).sum();
         let away_ns: u64 = suspects.iter().map(|&index| length(&self.waiting[index])).sum();
         let (lost, window_ns) = (u128::from(lost), u128::from(to_ns - window_from));
         let plausible = lost * window_ns * 2 <= BURSTS * u128::from(arrived) * u128::from(away_ns);
-        let longest = |indices: &mut dyn Iterator<Item = usize>| indices.max_by_key(|&index| length(&self.waiting[index]));
+        let longest = |indices: &mut dyn Iterator<Item = usize>| {
+            indices.max_by_key(|&index| length(&self.waiting[index]))
+        };
         let mut verdicts: Vec<Option<usize>> = Vec::new();
         for interval in self.intervals.range(start..=end) {
             let here = &mut suspects

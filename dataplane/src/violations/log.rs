@@ -51,7 +51,7 @@ impl ViolationLog {
     pub(crate) fn open(path: Option<&Path>) -> Result<Self, Error> {
         let open = |path: &Path| {
             let file = File::create(path).map_err(|source| wrong(path, source))?;
-            Ok((path.to_owned(), BufWriter::new(file)))
+            Ok::<_, Error>((path.to_owned(), BufWriter::new(file)))
         };
         Ok(Self {
             file: path.map(open).transpose()?,
@@ -152,10 +152,8 @@ fn line(
     dropped: &BTreeMap<&'static str, u64>,
     worst: Option<&(String, usize)>,
 ) -> String {
-    let mut line = format!(
-        "isolation lost worker={} cpu={} cause={}",
-        violation.worker, violation.cpu, violation.cause
-    );
+    let mut line =
+        format!("isolation lost worker={} cpu={} cause={}", violation.worker, violation.cpu, violation.cause);
     if let Some(ns) = violation.duration_ns {
         line += &format!(" duration_us={:.1}", ns as f64 / 1000.0);
     }
@@ -168,7 +166,8 @@ fn line(
     let lost: u64 = dropped.values().sum();
     line += &format!(" dropped={lost}");
     if lost > 0 {
-        let reasons: Vec<String> = dropped.iter().map(|(reason, count)| format!("{reason}={count}")).collect();
+        let reasons: Vec<String> =
+            dropped.iter().map(|(reason, count)| format!("{reason}={count}")).collect();
         line += &format!(" ({})", reasons.join(" "));
     }
     if !violation.detail.is_empty() {
@@ -220,8 +219,18 @@ mod tests {
         assert_eq!(entry["kernel_stack"].as_array().unwrap().len(), 5);
         let keys: Vec<&str> = entry.as_object().unwrap().keys().map(String::as_str).collect();
         let mut known = [
-            "time", "worker", "cpu", "cause", "detail", "duration_ns", "address", "user_stack", "kernel_stack",
-            "port", "queue", "dropped",
+            "time",
+            "worker",
+            "cpu",
+            "cause",
+            "detail",
+            "duration_ns",
+            "address",
+            "user_stack",
+            "kernel_stack",
+            "port",
+            "queue",
+            "dropped",
         ];
         known.sort_unstable();
         assert_eq!(keys, known);

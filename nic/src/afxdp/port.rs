@@ -19,6 +19,22 @@ pub(super) struct Queue {
     pub(super) invalid: Option<Arc<AtomicU64>>,
 }
 
+impl Queue {
+    /// Brings up to date what the kernel counts for this queue, and gives all of it; `None` where it does not answer.
+    fn refresh_drops(&self) -> Option<libc::xdp_statistics> {
+        let statistics = self.socket.statistics().ok()?;
+        if let Some(rx) = &self.rx {
+            rx.drops(DropReason::RxRingFull).set(statistics.rx_ring_full);
+            // rx_fill_ring_empty_descs counts some of these once more: it is not to be added.
+            rx.drops(DropReason::RxDropped).set(statistics.rx_dropped);
+        }
+        if let Some(tx) = &self.tx {
+            tx.drops(DropReason::TxInvalidDescriptor).set(statistics.tx_invalid_descs);
+        }
+        Some(statistics)
+    }
+}
+
 /// An open port.
 pub(super) struct AfxdpPort {
     pub(super) name: String,
@@ -90,17 +106,9 @@ impl Port for AfxdpPort {
             rx.drops(DropReason::RxMissed).set(*missed);
         }
         for queue in &self.queues {
-            let Ok(statistics) = queue.socket.statistics() else {
+            let Some(statistics) = queue.refresh_drops() else {
                 continue;
             };
-            if let Some(rx) = &queue.rx {
-                rx.drops(DropReason::RxRingFull).set(statistics.rx_ring_full);
-                // rx_fill_ring_empty_descs counts some of these once more: it is not to be added.
-                rx.drops(DropReason::RxDropped).set(statistics.rx_dropped);
-            }
-            if let Some(tx) = &queue.tx {
-                tx.drops(DropReason::TxInvalidDescriptor).set(statistics.tx_invalid_descs);
-            }
             let mut extra = |name: &str, value: u64| {
                 if value > 0 {
                     self.counters.push((format!("queue{}_{name}", queue.socket.queue), value));
@@ -112,6 +120,12 @@ impl Port for AfxdpPort {
             extra("completion_invalid", invalid);
             extra("tx_ring_empty", statistics.tx_ring_empty_descs);
         }
+    }
+
+    fn refresh_drops(&mut self) {
+        self.queues.iter().for_each(|queue| {
+            queue.refresh_drops();
+        });
     }
 
     fn extra_counters(&self) -> Vec<(String, u64)> {
