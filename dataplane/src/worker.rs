@@ -57,6 +57,8 @@ impl RunState {
 
 /// Longer gaps of an isolated worker's loop are looked into, in nanoseconds.
 const LONG_GAP_NS: u64 = 20_000;
+/// So many in a second are too many to be looked into: the limit doubles.
+const MANY_GAPS: u64 = 1000;
 
 struct Input {
     queue: Box<dyn RxQueue>,
@@ -86,6 +88,9 @@ pub(crate) struct Worker<A> {
     gaps: Arc<Gaps>,
     /// Gaps longer than this, in ticks, are told of.
     long_gap: u64,
+    long_gaps: u64,
+    /// When the last [`MANY_GAPS`] began.
+    many_gaps_ago: u64,
 }
 
 impl<A: Application> Worker<A> {
@@ -101,7 +106,19 @@ impl<A: Application> Worker<A> {
             })
             .collect();
         let gap = LoopGap::new();
-        Self { index, inputs, outputs, application, counters, state, gap, gaps, long_gap: u64::MAX }
+        Self {
+            index,
+            inputs,
+            outputs,
+            application,
+            counters,
+            state,
+            gap,
+            gaps,
+            long_gap: u64::MAX,
+            long_gaps: 0,
+            many_gaps_ago: 0,
+        }
     }
 
     /// Runs until told to stop, or until there is nothing left to do, in isolation where it is given. Gives the application back.
@@ -118,8 +135,7 @@ impl<A: Application> Worker<A> {
             let now = tsc::now();
             self.account(now.wrapping_sub(last), moved);
             if now.wrapping_sub(last) > self.long_gap {
-                // Where there is no room, the control core is behind; nothing hangs on it.
-                let _ = self.gaps.push((last, now));
+                self.tell_gap(last, now);
             }
             last = now;
             if let Some(isolated) = &mut isolated {
@@ -162,6 +178,21 @@ impl<A: Application> Worker<A> {
         self.account(tsc::now().wrapping_sub(last), moved);
         self.application.stop();
         (self.application, self.gap)
+    }
+
+    /// A gap that somebody may have to answer for.
+    #[cold]
+    fn tell_gap(&mut self, from: u64, to: u64) {
+        // Where there is no room, the control core is behind; nothing hangs on it.
+        let _ = self.gaps.push((from, to));
+        self.long_gaps += 1;
+        if self.long_gaps.is_multiple_of(MANY_GAPS) {
+            if to.wrapping_sub(self.many_gaps_ago) < tsc::from_ns(1_000_000_000) {
+                // So many are the application's own turns.
+                self.long_gap *= 2;
+            }
+            self.many_gaps_ago = to;
+        }
     }
 
     /// Something was signalled since the last turn.

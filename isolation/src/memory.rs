@@ -82,7 +82,7 @@ fn exists(range: &Range<u64>) -> bool {
 pub struct KeptFromChildren(Range<u64>);
 
 impl KeptFromChildren {
-    /// The whole pages that `range` touches.
+    /// The whole pages that `range` touches. A child that uses anything there ends by SIGSEGV.
     pub fn new(range: &Range<u64>) -> io::Result<Self> {
         const PAGE: u64 = 4096;
         let pages = range.start / PAGE * PAGE..range.end.next_multiple_of(PAGE);

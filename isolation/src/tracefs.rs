@@ -69,7 +69,7 @@ impl Tracefs {
     }
 }
 
-/// Reads lines such as `field:char prev_comm[16];	offset:8;	size:16;	signed:0;`. What does not fit is left out.
+/// Reads lines such as `field:char prev_comm[16]; offset:8; size:16; signed:0;`. What does not fit is left out.
 fn parse_format(text: &str) -> Format {
     let field = |line: &str| {
         let mut parts = line.trim().split(';').map(str::trim);

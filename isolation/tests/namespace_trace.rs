@@ -110,12 +110,14 @@ fn namespace_every_interrupt_of_the_cpu_is_seen() {
     if skip(TEST) {
         return;
     }
-    let followed = follow(Signals::INTERRUPTS, Duration::from_secs(1), |_, _| {});
+    // A machine so busy that the reader does not come round in time loses records, and says so.
+    let attempt = || follow(Signals::INTERRUPTS, Duration::from_secs(1), |_, _| {});
+    let followed = (0..5).map(|_| attempt()).find(|followed| followed.totals.lost == 0);
+    let followed = followed.expect("records were lost five times over");
     let by_kernel = followed.interrupts;
     let by_us = followed.totals.irqs;
     // Reading the file takes time, in which some more come.
     assert!(by_us.abs_diff(by_kernel) * 50 <= by_kernel, "{by_us} of {by_kernel}");
-    assert_eq!(followed.totals.lost, 0);
     // What hit the worker was signalled too.
     let ours = followed.found.len() as u64;
     assert!(ours > 20 && followed.signals >= ours / 2, "{ours} found, {} signalled", followed.signals);

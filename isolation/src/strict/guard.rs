@@ -17,6 +17,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use percpu::{CpuList, IsolatedMark, Topology, tsc};
 use std::io;
 use std::marker::PhantomData;
+use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -56,6 +57,9 @@ pub struct Config {
     pub quiesce: bool,
     /// How long entering waits for the tick to stop, and quiescing for quiet, at most.
     pub quiesce_limit: Duration,
+    /// The thread's own memory (stack, records) is not given to children by fork, so that a fork elsewhere in the process causes no
+    /// copy-on-write faults here. What the program has on its heap is for the program to keep: [`crate::memory::KeptFromChildren`].
+    pub keep_from_children: bool,
     /// The first violation ends the process by SIGABRT, in the place that made it.
     pub abort: bool,
 }
@@ -70,6 +74,7 @@ impl Default for Config {
             allow_exceptions: false,
             quiesce: false,
             quiesce_limit: Duration::from_secs(2),
+            keep_from_children: true,
             abort: false,
         }
     }
@@ -85,7 +90,7 @@ pub struct Prepared {
     shared: Arc<Shared>,
     traps: Traps,
     shortcomings: Vec<Refusal>,
-    _stack: Option<KeptFromChildren>,
+    _kept: Vec<KeptFromChildren>,
     _alternate: AlternateStack,
     /// Signals, events and stacks are the thread's own.
     _not_send: PhantomData<*const ()>,
@@ -128,6 +133,15 @@ pub fn prepare(cpu: usize, config: &Config) -> Result<Prepared, Refusal> {
         abort: config.abort,
     };
     let shared = Arc::new(Shared::new(wishes, stack.clone(), nix::unistd::gettid().as_raw()));
+    let mut kept = Vec::new();
+    if config.keep_from_children {
+        let own = ptr::from_ref(&*shared) as u64;
+        let own = own..own + size_of::<Shared>() as u64;
+        // Where the kernel refuses, a fork elsewhere costs a few faults, which are signalled.
+        for range in [sys::below_thread_block(&stack), own, shared.ring.pages()] {
+            kept.extend(KeptFromChildren::new(&range));
+        }
+    }
     let locked = memory::lock_process().map_err(Refusal::system("read /proc/self/maps"))?;
     if locked.present_bytes > 0 {
         let source = io::Error::from_raw_os_error(locked.errno);
@@ -139,7 +153,7 @@ pub fn prepare(cpu: usize, config: &Config) -> Result<Prepared, Refusal> {
         shared,
         traps,
         shortcomings,
-        _stack: KeptFromChildren::new(&sys::below_thread_block(&stack)).ok(),
+        _kept: kept,
         _alternate: alternate,
         _not_send: PhantomData,
     })

@@ -9,8 +9,8 @@ use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Bytes of the worker's stack that a record keeps: unwinding needs them later.
-pub(crate) const STACK_BYTES: usize = 4096;
+/// Bytes of the worker's stack that a record keeps: unwinding needs them later. With them a record is a page.
+pub(crate) const STACK_BYTES: usize = 4096 - 56;
 /// Records the ring holds.
 const CAPACITY: u64 = 256;
 
@@ -38,9 +38,15 @@ pub struct Record {
     pub stack: [u8; STACK_BYTES],
 }
 
+/// A page of its own, so that it can be kept from children without taking anything else from them.
+#[repr(C, align(4096))]
+struct Slot(UnsafeCell<MaybeUninit<Record>>);
+
+const _: () = assert!(size_of::<Slot>() == 4096);
+
 /// A ring of records from one thread's handlers to one reader.
 pub(crate) struct RecordRing {
-    slots: Box<[UnsafeCell<MaybeUninit<Record>>]>,
+    slots: Box<[Slot]>,
     written: AtomicU64,
     read: AtomicU64,
     /// A reader is at it.
@@ -55,8 +61,14 @@ unsafe impl Send for RecordRing {}
 
 impl RecordRing {
     pub(crate) fn new() -> Self {
-        let slots = (0..CAPACITY).map(|_| UnsafeCell::new(MaybeUninit::zeroed())).collect();
+        let slots = (0..CAPACITY).map(|_| Slot(UnsafeCell::new(MaybeUninit::zeroed()))).collect();
         Self { slots, written: AtomicU64::new(0), read: AtomicU64::new(0), reading: AtomicBool::new(false) }
+    }
+
+    /// The pages that the writer writes to.
+    pub(crate) fn pages(&self) -> std::ops::Range<u64> {
+        let pages = self.slots.as_ptr_range();
+        pages.start as u64..pages.end as u64
     }
 
     /// Hands the next free slot to `fill`; false where there is none. Async-signal-safe.
@@ -69,7 +81,7 @@ impl RecordRing {
         if written.wrapping_sub(self.read.load(Ordering::Acquire)) >= CAPACITY {
             return false;
         }
-        fill(self.slots[(written % CAPACITY) as usize].get().cast());
+        fill(self.slots[(written % CAPACITY) as usize].0.get().cast());
         self.written.store(written.wrapping_add(1), Ordering::Release);
         true
     }
@@ -91,7 +103,7 @@ impl RecordRing {
         }
         // SAFETY: below `written`, so the writer has filled this slot (a `Record` has no invalid bytes, and memory that it left alone was
         // zeroed) and leaves it alone until `read` has passed it.
-        let record = unsafe { ptr::read(self.slots[(read % CAPACITY) as usize].get().cast::<Record>()) };
+        let record = unsafe { ptr::read(self.slots[(read % CAPACITY) as usize].0.get().cast::<Record>()) };
         self.read.store(read.wrapping_add(1), Ordering::Release);
         Some(record)
     }

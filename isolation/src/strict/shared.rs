@@ -48,8 +48,8 @@ pub(super) struct Gate {
     pub(super) rest: AtomicU8,
 }
 
-/// See the module.
-#[repr(align(128))]
+/// See the module. In pages of its own, which can be kept from children without taking anything else from them.
+#[repr(align(4096))]
 pub(crate) struct Shared {
     pub(super) gate: Gate,
     pub(super) attention: AtomicU32,
