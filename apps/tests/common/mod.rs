@@ -2,6 +2,7 @@
 // Each test binary uses a part of it.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod hog;
 pub mod network;
 
 use std::io::Read;
