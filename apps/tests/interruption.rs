@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/hog.rs"]
+mod hog;
 
 use bench::xdp::{Generator, Sent, Sink};
-use common::hog::{Bursts, Hog};
 use common::network::{Forwarder, Wire, can_make_namespaces};
 use common::{assert_books, port_counts, read_report};
+use hog::{Bursts, Hog};
 use nic::MacAddress;
 use percpu::Topology;
 use serde_json::Value;

@@ -2,7 +2,6 @@
 // Each test binary uses a part of it.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
-pub mod hog;
 pub mod network;
 
 use std::io::Read;
