@@ -38,6 +38,7 @@ const KEYS: &[(&str, &[&str])] = &[
             "mode",
             "signal",
             "tickless",
+            "lacks",
             "suspended_by",
             "signals",
             "allowed",

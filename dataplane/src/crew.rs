@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::loop_gap::LoopGap;
 use crate::signals::{Signals, Waker};
 use crate::worker::{RunState, Worker};
-use isolation::{Prepared, Watched};
+use isolation::{Isolated, Prepared, Refusal, Watched};
 use percpu::pin::Watch;
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -23,6 +23,8 @@ pub(crate) struct Ready {
     pub(crate) watch: Watch,
     /// Of its isolation, where it is to be isolated.
     pub(crate) watched: Option<Watched>,
+    /// What its isolation lacks, in words.
+    pub(crate) lacks: Vec<String>,
 }
 
 /// The worker threads.
@@ -61,7 +63,9 @@ impl<A: Application + 'static> Crew<A> {
                         match isolation.map(|config| isolation::prepare(cpu, &config)).transpose() {
                             Ok(prepared) => {
                                 let watched = prepared.as_ref().map(Prepared::watched);
-                                let ready = Ready { watch: pinned.watch(), watched };
+                                let lacks = prepared.as_ref().map_or(&[][..], Prepared::shortcomings);
+                                let lacks = lacks.iter().map(Refusal::as_shortcoming).collect();
+                                let ready = Ready { watch: pinned.watch(), watched, lacks };
                                 (Some(pinned), prepared, Ok((index, ready)))
                             }
                             Err(refusal) => (Some(pinned), None, Err(refused(refusal))),
@@ -75,8 +79,14 @@ impl<A: Application + 'static> Crew<A> {
                 if state.stop.load(Ordering::Relaxed) {
                     return Ok(worker.run(None));
                 }
+                let known = prepared.as_ref().map_or(0, |prepared| prepared.shortcomings().len());
                 let isolated = match prepared.map(Prepared::enter).transpose() {
-                    Ok(isolated) => isolated,
+                    Ok(isolated) => {
+                        if let Some(isolated) = &isolated {
+                            say_more(index, isolated, known);
+                        }
+                        isolated
+                    }
                     Err(refusal) => {
                         state.stop.store(true, Ordering::Relaxed);
                         return Err(refused(refusal));
@@ -131,6 +141,16 @@ impl<A> Drop for Crew<A> {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+    }
+}
+
+/// What turned out when it entered, besides what was known before. The worker says it itself, in a window.
+fn say_more(worker: usize, isolated: &Isolated, known: usize) {
+    let more = &isolated.shortcomings()[known..];
+    if !more.is_empty() {
+        isolated.allow(|| {
+            more.iter().for_each(|lack| tracing::warn!("worker {worker}: {}", lack.as_shortcoming()))
+        });
     }
 }
 

@@ -114,9 +114,12 @@ impl Dataplane {
         let mut result = Crew::start(workers, &self.plan.placement.workers, config, &state, &self.signals)
             .and_then(|mut crew| {
                 let mut watched = Vec::new();
-                for (entry, ready) in self.registry.workers.iter_mut().zip(crew.take_ready()) {
+                for (index, (entry, ready)) in
+                    self.registry.workers.iter_mut().zip(crew.take_ready()).enumerate()
+                {
                     entry.watch = Some(ready.watch);
                     watched.extend(ready.watched);
+                    ready.lacks.into_iter().for_each(|lack| watcher.lacks(index, lack));
                 }
                 // Only now: threads inherit the affinity mask of the one that makes them. A control CPU nobody asked for is
                 // a wish.

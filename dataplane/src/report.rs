@@ -35,6 +35,8 @@ pub struct IsolationReport {
     pub signal: String,
     /// Whether every worker's CPU can stop its tick (`nohz_full`).
     pub tickless: bool,
+    /// What the machine does not give, and soft isolation goes on without.
+    pub lacks: Vec<String>,
     /// Debuggers that suspended it.
     pub suspended_by: Vec<String>,
     /// Signals by what they were for; one interruption may have several.

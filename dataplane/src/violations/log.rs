@@ -13,6 +13,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// Lines a second; the others are counted, and are in the file.
 const LINES_A_SECOND: u32 = 20;
+/// How long a line waits for others to be written with.
+const WRITE_OUT_PERIOD: Duration = Duration::from_secs(1);
 /// Functions of a stack that a line has.
 const LINE_FRAMES: usize = 4;
 
@@ -45,6 +47,7 @@ pub(crate) struct ViolationLog {
     second: Instant,
     lines: u32,
     suppressed: u64,
+    written_out: Instant,
 }
 
 impl ViolationLog {
@@ -60,6 +63,7 @@ impl ViolationLog {
             second: Instant::now(),
             lines: 0,
             suppressed: 0,
+            written_out: Instant::now(),
         })
     }
 
@@ -99,9 +103,28 @@ impl ViolationLog {
         let Some((path, file)) = &mut self.file else { return };
         let written = serde_json::to_writer(&mut *file, entry).map_err(std::io::Error::from);
         if let Err(source) = written.and_then(|()| file.write_all(b"\n")) {
-            // The run is worth more than its log.
-            tracing::error!("{}; no more is written there", wrong(path, source));
-            self.file = None;
+            let error = wrong(path, source);
+            self.give_up(&error);
+        }
+    }
+
+    /// The run is worth more than its log.
+    fn give_up(&mut self, error: &Error) {
+        tracing::error!("{error}; no more is written there");
+        self.file = None;
+    }
+
+    /// Once a second, what was told of is in the file: somebody may be reading it.
+    pub(crate) fn write_out(&mut self) {
+        if self.written_out.elapsed() < WRITE_OUT_PERIOD {
+            return;
+        }
+        self.written_out = Instant::now();
+        if let Some((path, file)) = &mut self.file
+            && let Err(source) = file.flush()
+        {
+            let error = wrong(path, source);
+            self.give_up(&error);
         }
     }
 

@@ -47,6 +47,7 @@ pub(crate) struct Watcher {
     found: Vec<Violation>,
     joined: Vec<Joined>,
     tickless: bool,
+    lacks: Vec<String>,
 }
 
 struct WatchedWorker {
@@ -68,7 +69,17 @@ impl Watcher {
             found: Vec::new(),
             joined: Vec::new(),
             tickless: false,
+            lacks: Vec::new(),
         })
+    }
+
+    /// What a worker's isolation lacks on this machine.
+    pub(crate) fn lacks(&mut self, worker: usize, what: String) {
+        tracing::warn!("worker {worker}: {what}");
+        // The same words for another worker say nothing new.
+        if !self.lacks.contains(&what) {
+            self.lacks.push(what);
+        }
     }
 
     /// Opens the trace of these workers.
@@ -108,6 +119,7 @@ impl Watcher {
             worker.join.settle(percpu::tsc::monotonic_ns(), away, &mut self.joined);
         }
         self.tell();
+        self.log.write_out();
     }
 
     /// The last look, when the workers and the queues have gone and the ports' counters are final.
@@ -187,6 +199,7 @@ impl Watcher {
             ..IsolationReport::default()
         };
         let Some(observer) = &self.observer else { return report };
+        report.lacks.clone_from(&self.lacks);
         report.signal = self.args.signals().to_string();
         report.suspended_by = observer.suspended_by().keys().cloned().collect();
         report.cannot_know = observer.limits().to_vec();

@@ -72,7 +72,15 @@ pub enum Refusal {
     },
 }
 
+/// What a refusal proposes, and what has been done where it is a shortcoming.
+const GO_ON_WITHOUT: [&str; 2] = [", or use --isolation soft", ", --isolation soft goes on"];
+
 impl Refusal {
+    /// The same words where the thread is isolated without: those that propose just that are left out.
+    pub fn as_shortcoming(&self) -> String {
+        GO_ON_WITHOUT.iter().fold(self.to_string(), |text, words| text.replace(words, ""))
+    }
+
     /// Whether the thread can be isolated all the same, though less well.
     pub(super) fn is_soft(&self) -> bool {
         matches!(
