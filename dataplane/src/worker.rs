@@ -180,8 +180,9 @@ impl<A: Application> Worker<A> {
         (self.application, self.gap)
     }
 
-    /// A gap that somebody may have to answer for.
+    /// A gap that somebody may have to answer for. A function of its own, which bench/isolation/instructions.py leaves out.
     #[cold]
+    #[inline(never)]
     fn tell_gap(&mut self, from: u64, to: u64) {
         // Where there is no room, the control core is behind; nothing hangs on it.
         let _ = self.gaps.push((from, to));
