@@ -67,8 +67,9 @@ pub(crate) struct Place {
     pub(crate) area: *const Area,
     /// Where in it the index stands.
     pub(crate) field: usize,
-    /// The slot of each index the kernel can give; null where there is none.
-    pub(crate) table: *const *mut u8,
+    /// How many slots there are, then the address of each. An index beyond them is refused: a CPU that was unknown when the table was made, or no
+    /// CPU at all, in a thread whose area somebody has unregistered.
+    pub(crate) table: *const usize,
 }
 
 /// What is before the first instruction, and where interrupted ones go. `3` is the descriptor, `4` to `5` the section, `6` behind it all.
@@ -87,9 +88,9 @@ macro_rules! section {
             "mov qword ptr [{area} + {RSEQ_CS}], {scratch}",
             "4:",
             "mov {slot:e}, dword ptr [{area} + {field}]",
-            "mov {slot}, qword ptr [{table} + {slot} * 8]",
-            "test {slot}, {slot}",
-            "jz 8f",
+            "cmp {slot:e}, dword ptr [{table}]",
+            "jae 8f",
+            "mov {slot}, qword ptr [{table} + {slot} * 8 + 8]",
             $($body,)*
             "5:",
             ".pushsection rseq_aborts, \"ax\", @progbits",
