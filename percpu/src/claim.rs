@@ -24,14 +24,26 @@ impl Default for Claim {
 #[derive(Debug)]
 pub(crate) struct Claimed<'a>(&'a Claim);
 
+/// Why there is no such right.
+#[derive(Debug)]
+pub(crate) enum Unclaimed<E> {
+    /// Somebody else has it.
+    Busy,
+    /// The fence failed.
+    Refused(E),
+}
+
 impl Claim {
-    /// Takes the slot; `None` where somebody else has it, or the fence fails. Never waits for another claim.
-    pub(crate) fn try_claim<E>(&self, fence: impl FnOnce() -> Result<(), E>) -> Option<Claimed<'_>> {
+    /// Takes the slot. Never waits for another claim.
+    pub(crate) fn try_claim<E>(
+        &self,
+        fence: impl FnOnce() -> Result<(), E>,
+    ) -> Result<Claimed<'_>, Unclaimed<E>> {
         // Acquire: what the last one did to the slot under its claim. SeqCst: the claim is visible before the fence.
-        self.0.compare_exchange(0, 1, Ordering::SeqCst, Ordering::Relaxed).ok()?;
+        self.0.compare_exchange(0, 1, Ordering::SeqCst, Ordering::Relaxed).map_err(|_| Unclaimed::Busy)?;
         let claimed = Claimed(self);
-        fence().ok()?;
-        Some(claimed)
+        fence().map_err(Unclaimed::Refused)?;
+        Ok(claimed)
     }
 
     /// Whether somebody has it, as a section sees it.
@@ -88,7 +100,7 @@ mod tests {
         /// Takes all items from outside.
         fn drain(&self, fence: bool) -> u32 {
             let fence = || if fence { self.fence() } else { Ok(()) };
-            let Some(_claimed) = self.claim.try_claim(fence) else { return 0 };
+            let Ok(_claimed) = self.claim.try_claim(fence) else { return 0 };
             let len = self.len.load(Ordering::Relaxed);
             self.len.store(0, Ordering::Relaxed);
             len

@@ -45,6 +45,8 @@ pub(crate) struct StackHeader {
     pub(crate) len_bytes: AtomicU32,
     /// Not 0 while somebody asks the slot's own threads to empty it.
     pub(crate) requested: AtomicU32,
+    /// Not 0 where a thread without sections was here since somebody last looked for idle slots.
+    pub(crate) used: AtomicU32,
 }
 
 /// Where a log's slot stands.
