@@ -11,7 +11,6 @@ use crate::rseq::section::Place;
 use crate::rseq::thread::{self, IndexField};
 use crate::topology;
 use std::alloc::{self, Layout};
-use std::iter;
 use std::ptr::NonNull;
 
 /// What a thread's slot is chosen by.
@@ -83,7 +82,7 @@ pub(crate) struct Slots {
     /// How many there are, the shared one included.
     slots: usize,
     indices: Indices,
-    /// The count, then the address of each slot below it: what sections read, see [`Place`].
+    /// The address of each slot that belongs to an index: what sections read, see [`Place`].
     table: Box<[usize]>,
     /// What `base` lies in.
     block: NonNull<u8>,
@@ -124,7 +123,7 @@ impl Slots {
         let slot = |index| base.addr().get() + index * stride;
         // Sections get at the slots by these numbers.
         base.as_ptr().expose_provenance();
-        let table = iter::once(count).chain((0..count).map(slot)).collect();
+        let table = (0..count).map(slot).collect();
         Self { base, stride, slots, indices, table, block, layout }
     }
 
@@ -171,7 +170,12 @@ impl Slots {
             }
             area = thread::area();
         }
-        Some(Place { area, field: self.indices.field as usize, table: self.table.as_ptr() })
+        Some(Place {
+            area,
+            field: self.indices.field as usize,
+            table: self.table.as_ptr(),
+            count: self.indices.count,
+        })
     }
 
     /// The calling thread's slot as it was a moment ago; `None` where it has none.
