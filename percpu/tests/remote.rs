@@ -54,6 +54,15 @@ fn push_on(stack: &Stack<u64>, cpu: usize, items: &[u64]) {
     });
 }
 
+/// Tells a thread to stop, also where an assertion fails meanwhile.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// The stack that has items.
 fn only_stack(stack: &Stack<u64>) -> usize {
     let mut filled = (0..stack.stacks()).filter(|index| stack.stack_len(*index) > 0);
@@ -98,6 +107,7 @@ fn theft_and_reading_lose_nothing_while_the_owner_works() {
         let stack = Stack::<u64>::new(200, ITEMS as usize, Indexing::Cpu);
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
+            let _stop = StopOnDrop(&stop);
             scope.spawn(|| {
                 let _pinned = pin_on_cpu(there).unwrap();
                 stack.push(&(0..ITEMS).collect::<Vec<_>>());
@@ -122,7 +132,6 @@ fn theft_and_reading_lose_nothing_while_the_owner_works() {
                     }
                 }
             }
-            stop.store(true, Ordering::Relaxed);
             assert!(stolen >= 1000 && read >= 1000, "{stolen} stolen, {read} read within {LIMIT:?}");
         });
         assert_eq!(pop_all(&stack), (0..ITEMS).collect());
@@ -142,6 +151,7 @@ fn an_isolated_owner_answers_a_remote_request_at_its_next_turn() {
         let _mark = mark_isolated(there).unwrap();
         let (ready, stop) = (AtomicBool::new(false), AtomicBool::new(false));
         thread::scope(|scope| {
+            let _stop = StopOnDrop(&stop);
             scope.spawn(|| {
                 let _pinned = pin_on_cpu(there).unwrap();
                 stack.push(&(0..100).collect::<Vec<_>>());
@@ -164,7 +174,6 @@ fn an_isolated_owner_answers_a_remote_request_at_its_next_turn() {
             let asked = (stack.steal(there, &mut hand), stack.drain(there));
             let left_to_its_owner = stack.serve_requests();
             let answered = within(&|| stack.shared().len() == 100);
-            stop.store(true, Ordering::Relaxed);
             assert!(pushed && before == 100, "{before}");
             // The owner may have answered the first before the second.
             assert_eq!((asked.0, left_to_its_owner), (Drained::Requested, 0));
