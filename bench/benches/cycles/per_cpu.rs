@@ -55,26 +55,34 @@ pub(crate) fn benches(criterion: &mut Criterion<Ticks>) {
             }
         });
     });
+    let by_stack = |stack: &Stack<u32>| {
+        for _ in 0..MANY {
+            let item = black_box(stack.pop_one());
+            item.inspect(|item| stack.push(&[*item]));
+        }
+    };
+    let by_queue = |queue: &ArrayQueue<u32>| {
+        for _ in 0..MANY {
+            let item = black_box(queue.pop());
+            item.map(|item| queue.push(item));
+        }
+    };
     group.bench_function("pop and push one, Stack", |bencher| {
         let stack = filled();
-        per_item(bencher, MANY, || {
-            for _ in 0..MANY {
-                let item = black_box(stack.pop_one());
-                item.inspect(|item| stack.push(&[*item]));
-            }
-        });
+        per_item(bencher, MANY, || by_stack(&stack));
     });
     group.bench_function("pop and push one, ArrayQueue", |bencher| {
-        let queue = ArrayQueue::new(1024);
-        for item in 0..500_u32 {
-            let _ = queue.push(item);
-        }
-        per_item(bencher, MANY, || {
-            for _ in 0..MANY {
-                let item = black_box(queue.pop());
-                item.map(|item| queue.push(item));
-            }
-        });
+        let queue = filled_queue();
+        per_item(bencher, MANY, || by_queue(&queue));
+    });
+    // What a free list of several workers is for.
+    group.bench_function("pop and push one, Stack, on two CPUs", |bencher| {
+        let stack = filled();
+        on_two_cpus(&|| by_stack(&stack), || per_item(bencher, MANY, || by_stack(&stack)));
+    });
+    group.bench_function("pop and push one, ArrayQueue, on two CPUs", |bencher| {
+        let queue = filled_queue();
+        on_two_cpus(&|| by_queue(&queue), || per_item(bencher, MANY, || by_queue(&queue)));
     });
     group.bench_function("pop and push one, Mutex", |bencher| {
         let list = Mutex::new((0..500_u32).collect::<Vec<_>>());
@@ -122,6 +130,31 @@ fn filled() -> Stack<u32> {
     let stack = Stack::new(512, 1000, Indexing::Cpu);
     stack.push(&(0..500).collect::<Vec<u32>>());
     stack
+}
+
+fn filled_queue() -> ArrayQueue<u32> {
+    let queue = ArrayQueue::new(1024);
+    for item in 0..500 {
+        let _ = queue.push(item);
+    }
+    queue
+}
+
+/// Measures on the first CPU while another thread does the same on the last.
+fn on_two_cpus(same: &(dyn Fn() + Sync), measure: impl FnOnce()) {
+    let stop = AtomicBool::new(false);
+    let (here, there) = cpus();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let _pinned = pin_on_cpu(there);
+            while !stop.load(Ordering::Relaxed) {
+                same();
+            }
+        });
+        let _pinned = pin_on_cpu(here);
+        measure();
+        stop.store(true, Ordering::Relaxed);
+    });
 }
 
 /// The first CPU and the last.
