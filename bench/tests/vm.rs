@@ -59,6 +59,27 @@ fn guest_checks() {
     assert!(failures.is_empty(), "in the guest, whose console is in {logs}:\n{failures}");
 }
 
+/// A container's view: one CPU of a machine of eight.
+#[test]
+fn guest_checks_on_eight_cpus() {
+    let Some(kit) = kit("guest_checks_on_eight_cpus") else { return };
+    let program = build_static("guest", "guest").unwrap_or_else(|error| panic!("{error}"));
+    let checks = [
+        "a_cpuset_of_one_cpu_takes_the_memory_of_one",
+        "items_on_a_cpu_outside_the_cpuset_are_drained",
+        "an_unplug_is_noticed_by_thread_and_watch",
+    ];
+    let guest = Guest::new("eight")
+        .cpus(8)
+        .file("bin/guest", &program)
+        .run(&format!("guest {}", checks.join(" ")))
+        .timeout(Duration::from_secs(120));
+    let report = guest.boot(&kit).unwrap_or_else(|error| panic!("{error}"));
+    for check in checks {
+        assert_eq!(report.outcome(check), Outcome::Ok, "{check}: {}", report.logs.display());
+    }
+}
+
 /// percpu's own tests on another kernel: the critical sections, and what takes a kernel with the BPF security module.
 #[test]
 fn guest_runs_percpu_tests() {

@@ -45,6 +45,8 @@ pub(crate) struct StackHeader {
     pub(crate) len_bytes: AtomicU32,
     /// Not 0 while somebody asks the slot's own threads to empty it.
     pub(crate) requested: AtomicU32,
+    /// Not 0 where a thread without sections was here since somebody last looked for idle slots.
+    pub(crate) used: AtomicU32,
 }
 
 /// Where a log's slot stands.
@@ -67,8 +69,11 @@ pub(crate) struct Place {
     pub(crate) area: *const Area,
     /// Where in it the index stands.
     pub(crate) field: usize,
-    /// The slot of each index the kernel can give; null where there is none.
-    pub(crate) table: *const *mut u8,
+    /// The address of each slot.
+    pub(crate) table: *const usize,
+    /// How many there are. An index beyond them is refused: a CPU that was unknown when the table was made, or no CPU at all, in a thread
+    /// whose area somebody has unregistered.
+    pub(crate) count: u32,
 }
 
 /// What is before the first instruction, and where interrupted ones go. `3` is the descriptor, `4` to `5` the section, `6` behind it all.
@@ -87,9 +92,9 @@ macro_rules! section {
             "mov qword ptr [{area} + {RSEQ_CS}], {scratch}",
             "4:",
             "mov {slot:e}, dword ptr [{area} + {field}]",
+            "cmp {slot:e}, {count:e}",
+            "jae 8f",
             "mov {slot}, qword ptr [{table} + {slot} * 8]",
-            "test {slot}, {slot}",
-            "jz 8f",
             $($body,)*
             "5:",
             ".pushsection rseq_aborts, \"ax\", @progbits",
@@ -115,6 +120,7 @@ macro_rules! section {
             area = in(reg) $place.area,
             field = in(reg) $place.field,
             table = in(reg) $place.table,
+            count = in(reg) $place.count,
             slot = out(reg) _,
             scratch = out(reg) _,
             $($operands)*

@@ -29,6 +29,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("membarrier_rseq_wants_registration", rseq::membarrier_wants_registration),
     ("offline_cpu_is_refused", hotplug::offline_cpu_is_refused),
     ("pinned_thread_leaves_an_offline_cpu", hotplug::pinned_thread_leaves),
+    ("an_unplug_is_noticed_by_thread_and_watch", hotplug::an_unplug_is_noticed),
     ("cpu_outside_the_cpuset_is_refused", cpuset::cpu_outside_is_refused),
     ("pinned_thread_leaves_a_shrinking_cpuset", cpuset::pinned_thread_leaves_and_returns),
     ("items_on_an_offline_cpu_are_drained", hotplug::stranded_items_are_drained),
