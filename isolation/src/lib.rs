@@ -4,6 +4,8 @@
 //! signals every kernel entry stands on it.
 #![forbid(unsafe_code)]
 
+pub mod host;
+
 use percpu::CpuList;
 use std::fs;
 

@@ -1,0 +1,78 @@
+//! What the kernel is told when it boots: which CPUs are left alone by its tick, its RCU callbacks and its load balancer.
+#![forbid(unsafe_code)]
+
+use super::super::finding::BootWord;
+use super::super::tree::garbled;
+use super::super::{Finding, Host, Mend, Unread, mask};
+use percpu::CpuList;
+
+const NOHZ_FULL: &str = "/sys/devices/system/cpu/nohz_full";
+const ISOLATED: &str = "/sys/devices/system/cpu/isolated";
+
+/// The CPUs whose tick stops; `None` where the kernel cannot do it.
+pub(crate) fn tickless(host: &Host) -> Result<Option<CpuList>, Unread> {
+    match host.list(NOHZ_FULL) {
+        // The folder is there, and this file only where the kernel has what it is about.
+        Err(error) if error.is_missing() && host.has("/sys/devices/system/cpu/online") => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+pub(super) fn nohz_full(host: &Host, cpus: &CpuList) -> Result<Finding, Unread> {
+    let tick = "the timer tick: 100 to 1000 interrupts a second, several µs each";
+    let Some(tickless) = tickless(host)? else {
+        let kernel = Mend::Command("a kernel with CONFIG_NO_HZ_FULL=y".into());
+        return Ok(Finding::costs(format!("{tick}; this kernel cannot stop it"))
+            .mend(kernel)
+            .boot(BootWord::NohzFull));
+    };
+    let ticking = mask::without(cpus, &tickless);
+    Ok(if ticking.is_empty() {
+        Finding::ok(format!("the tick stops on {}", mask::words(cpus)))
+    } else {
+        Finding::costs(format!("{tick} on {}", mask::words(&ticking))).boot(BootWord::NohzFull)
+    })
+}
+
+pub(super) fn rcu_nocbs(host: &Host, cpus: &CpuList) -> Result<Finding, Unread> {
+    let mut offloaded = CpuList::default();
+    for word in host.command_line()? {
+        match word.strip_prefix("rcu_nocbs=") {
+            Some("all") => return Ok(Finding::ok("every CPU's callbacks run elsewhere")),
+            Some(list) => offloaded = list.parse().map_err(|_| garbled("/proc/cmdline", &word))?,
+            // The word alone leaves the choice to a later moment.
+            None => (),
+        }
+    }
+    // A tickless CPU's callbacks are always offloaded.
+    let offloaded = mask::either(&offloaded, &tickless(host)?.unwrap_or_default());
+    let left = mask::without(cpus, &offloaded);
+    Ok(if left.is_empty() {
+        Finding::ok("callbacks run elsewhere")
+    } else {
+        let words = format!("softirqs for RCU callbacks on {}", mask::words(&left));
+        Finding::costs(words).boot(BootWord::RcuNocbs)
+    })
+}
+
+/// The CPUs that the scheduler balances no load to: by the command line, or by an isolated cpuset.
+pub(crate) fn isolated_cpus(host: &Host) -> Result<CpuList, Unread> {
+    let booted = host.list(ISOLATED)?;
+    let Some(root) = host.mounted("cgroup2")? else { return Ok(booted) };
+    match host.list(&format!("{root}/cpuset.cpus.isolated")) {
+        Ok(partitions) => Ok(mask::either(&booted, &partitions)),
+        // Before Linux 6.7, or where cgroup v1 has the controller.
+        Err(error) if error.is_missing() => Ok(booted),
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) fn isolated(host: &Host, cpus: &CpuList) -> Result<Finding, Unread> {
+    let open = mask::without(cpus, &isolated_cpus(host)?);
+    if open.is_empty() {
+        return Ok(Finding::ok("the scheduler moves no task there by itself"));
+    }
+    let words =
+        format!("time slices: the scheduler may move any task to {}, for milliseconds", mask::words(&open));
+    Ok(Finding::costs(words).boot(BootWord::IsolateDomain))
+}

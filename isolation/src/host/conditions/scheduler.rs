@@ -1,0 +1,86 @@
+//! The kernel's own work on a worker's CPU: unbound work items, and what the scheduler keeps for tasks of lesser rank.
+#![forbid(unsafe_code)]
+
+use super::super::{Finding, Host, Mend, Unread, mask, values};
+use percpu::CpuList;
+
+pub(super) fn workqueues(host: &Host, cpus: &CpuList) -> Result<Finding, Unread> {
+    let open = mask::both(cpus, &host.mask(values::WORKQUEUE)?);
+    Ok(if open.is_empty() {
+        Finding::ok("unbound work runs elsewhere")
+    } else {
+        Finding::costs(format!("work items of the kernel (kworker/u...) on {}", mask::words(&open))).prepare()
+    })
+}
+
+pub(super) fn rt_throttling(host: &Host, _: &CpuList) -> Result<Finding, Unread> {
+    let runtime_us: i64 = host.number(values::RT_RUNTIME)?;
+    let period_us: i64 = host.number("/proc/sys/kernel/sched_rt_period_us")?;
+    Ok(if runtime_us < 0 || runtime_us >= period_us {
+        Finding::ok("off")
+    } else {
+        Finding::costs(format!(
+            "up to {} ms of every {} ms, of a worker under SCHED_FIFO; others nothing",
+            (period_us - runtime_us) / 1000,
+            period_us / 1000
+        ))
+        .mend(Mend::Prepare(Some("--rt")))
+    })
+}
+
+/// Since Linux 6.12: a deadline server lends other tasks a share of a CPU that real-time tasks keep, and its timer brings back the tick.
+pub(super) fn fair_server(host: &Host, cpus: &CpuList) -> Result<Finding, Unread> {
+    if !host.has("/sys/kernel/debug/sched") {
+        let release = host.word("/proc/sys/kernel/osrelease")?;
+        return Ok(match older_than_6_12(&release) {
+            Some(true) => Finding::ok("this kernel has none"),
+            _ => {
+                Finding::unknown("debugfs is not mounted").command("mount -t debugfs none /sys/kernel/debug")
+            }
+        });
+    }
+    if !host.has("/sys/kernel/debug/sched/fair_server") {
+        return Ok(Finding::ok("this kernel has none"));
+    }
+    let mut serving = Vec::new();
+    for cpu in cpus.iter() {
+        match host.number::<u64>(&values::fair_server(cpu)) {
+            Ok(0) => (),
+            Ok(_) => serving.push(cpu),
+            // Of a CPU that is off line.
+            Err(error) if error.is_missing() => (),
+            Err(Unread::Refused { .. }) => {
+                return Ok(Finding::unknown(
+                    "debugfs is locked: boot without lockdown, or turn secure boot off",
+                ));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(if serving.is_empty() {
+        Finding::ok("off")
+    } else {
+        let cpus = mask::words(&serving.into_iter().collect());
+        Finding::costs(format!("a timer about once a second on {cpus}, tickless or not")).prepare()
+    })
+}
+
+fn older_than_6_12(release: &str) -> Option<bool> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|digits| digits.parse::<u32>());
+    let (major, minor) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+    Some((major, minor) < (6, 12))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::older_than_6_12;
+
+    #[test]
+    fn releases_are_told_apart() {
+        assert_eq!(older_than_6_12("6.1.0-13-amd64"), Some(true));
+        assert_eq!(older_than_6_12("5.15.0"), Some(true));
+        assert_eq!(older_than_6_12("6.12"), Some(false));
+        assert_eq!(older_than_6_12("7.0-rc1"), Some(false));
+        assert_eq!(older_than_6_12("x"), None);
+    }
+}

@@ -1,0 +1,243 @@
+//! All findings of one host: as a table for people, as JSON for programs, and as one line for the boot loader.
+#![forbid(unsafe_code)]
+
+use super::conditions::{CONDITIONS, isolated_cpus, tickless};
+use super::finding::BootWord;
+use super::{Condition, Finding, Host, Mend, Verdict, mask};
+use percpu::CpuList;
+use serde::Serialize;
+use std::fmt::Write as _;
+
+/// Of the JSON.
+const VERSION: u32 = 1;
+/// Columns of the table's first two.
+const NAME: usize = 23;
+const VERDICT: usize = 17;
+const INDENT: usize = 2;
+
+/// Checks every condition for workers on these CPUs. Changes nothing.
+pub fn check(host: &Host, cpus: &CpuList) -> Report {
+    let findings = CONDITIONS.iter().map(|condition| (*condition, condition.check(host, cpus))).collect();
+    let booted = |list: Option<CpuList>| mask::either(&list.unwrap_or_default(), cpus);
+    Report {
+        cpus: cpus.clone(),
+        release: host.word("/proc/sys/kernel/osrelease").unwrap_or_else(|_| "of an unknown release".into()),
+        findings,
+        isolate: booted(isolated_cpus(host).ok()),
+        tickless: booted(tickless(host).ok().flatten()),
+    }
+}
+
+/// What was found of every condition.
+#[derive(Clone, Debug)]
+pub struct Report {
+    cpus: CpuList,
+    release: String,
+    /// Each condition with what was found.
+    pub findings: Vec<(Condition, Finding)>,
+    /// The CPUs asked for, and those that the command line isolates already.
+    isolate: CpuList,
+    tickless: CpuList,
+}
+
+#[derive(Serialize)]
+struct Json<'a> {
+    version: u32,
+    kernel: &'a str,
+    cpus: String,
+    ok: usize,
+    costs: usize,
+    unknown: usize,
+    conditions: Vec<JsonCondition<'a>>,
+    prepare: Option<String>,
+    kernel_command_line: Option<String>,
+}
+
+#[derive(Serialize)]
+struct JsonCondition<'a> {
+    name: &'a str,
+    kind: &'a str,
+    verdict: Verdict,
+    words: &'a str,
+    mend: Vec<JsonMend>,
+}
+
+#[derive(Serialize)]
+struct JsonMend {
+    by: &'static str,
+    text: String,
+}
+
+impl Report {
+    /// How many conditions have this verdict.
+    pub fn count(&self, verdict: Verdict) -> usize {
+        self.findings.iter().filter(|(_, finding)| finding.verdict == verdict).count()
+    }
+
+    /// Whether every condition is known, and in order.
+    pub fn is_ok(&self) -> bool {
+        self.count(Verdict::Ok) == self.findings.len()
+    }
+
+    fn mends(&self) -> impl Iterator<Item = &Mend> {
+        self.findings.iter().flat_map(|(_, finding)| &finding.mends)
+    }
+
+    /// The command that mends what can be mended while the machine runs; `None` where there is nothing.
+    pub fn prepare_command(&self) -> Option<String> {
+        let any = self.mends().any(|mend| matches!(mend, Mend::Prepare(_)));
+        any.then(|| format!("isoplane prepare --cpus {}", self.cpus))
+    }
+
+    /// Options of that command which mend more, each at a price of its own.
+    fn prepare_options(&self) -> Vec<&'static str> {
+        let mut options: Vec<&str> = self
+            .mends()
+            .filter_map(|mend| if let Mend::Prepare(Some(option)) = mend { Some(*option) } else { None })
+            .collect();
+        options.dedup();
+        options
+    }
+
+    /// The words of the kernel's command line that mend what only a boot can; `None` where there is nothing.
+    pub fn kernel_command_line(&self) -> Option<String> {
+        let has = |word| self.mends().any(|mend| *mend == Mend::Boot(word));
+        let mut words = Vec::new();
+        let kinds: Vec<&str> =
+            [(BootWord::IsolateManaged, "managed_irq"), (BootWord::IsolateDomain, "domain")]
+                .into_iter()
+                .filter_map(|(word, kind)| has(word).then_some(kind))
+                .collect();
+        if !kinds.is_empty() {
+            words.push(format!("isolcpus={},{}", kinds.join(","), self.isolate));
+        }
+        if has(BootWord::NohzFull) {
+            words.push(format!("nohz_full={}", self.tickless));
+        }
+        if has(BootWord::RcuNocbs) {
+            words.push(format!("rcu_nocbs={}", self.tickless));
+        }
+        for mend in self.mends() {
+            if let Mend::Boot(BootWord::Word(word)) = mend {
+                words.push((*word).to_owned());
+            }
+        }
+        (!words.is_empty()).then(|| words.join(" "))
+    }
+
+    fn boot_word(&self, word: BootWord) -> String {
+        match word {
+            BootWord::NohzFull => format!("nohz_full={}", self.tickless),
+            BootWord::RcuNocbs => format!("rcu_nocbs={}", self.tickless),
+            BootWord::IsolateDomain => format!("isolcpus=domain,{}", self.isolate),
+            BootWord::IsolateManaged => format!("isolcpus=managed_irq,{}", self.isolate),
+            BootWord::Word(word) => word.to_owned(),
+        }
+    }
+
+    fn mend_text(&self, mend: &Mend) -> (&'static str, String) {
+        match mend {
+            Mend::Prepare(None) => ("prepare", format!("isoplane prepare --cpus {}", self.cpus)),
+            Mend::Prepare(Some(option)) => {
+                ("prepare", format!("isoplane prepare --cpus {} {option}", self.cpus))
+            }
+            Mend::Command(command) => ("command", command.clone()),
+            Mend::Boot(word) => ("boot", self.boot_word(*word)),
+        }
+    }
+
+    /// The report for programs. Names stay; fields may be added.
+    pub fn json(&self) -> serde_json::Result<String> {
+        let condition = |(condition, finding): &'_ (Condition, Finding)| {
+            let mend = finding.mends.iter().map(|mend| {
+                let (by, text) = self.mend_text(mend);
+                JsonMend { by, text }
+            });
+            (condition.name, condition.kind, finding.verdict, mend.collect::<Vec<_>>())
+        };
+        let conditions = self.findings.iter().map(|found| {
+            let (name, kind, verdict, mend) = condition(found);
+            JsonCondition { name, kind, verdict, words: &found.1.words, mend }
+        });
+        serde_json::to_string_pretty(&Json {
+            version: VERSION,
+            kernel: &self.release,
+            cpus: self.cpus.to_string(),
+            ok: self.count(Verdict::Ok),
+            costs: self.count(Verdict::Costs),
+            unknown: self.count(Verdict::Unknown),
+            conditions: conditions.collect(),
+            prepare: self.prepare_command(),
+            kernel_command_line: self.kernel_command_line(),
+        })
+    }
+
+    /// The report for people, in this many columns.
+    pub fn table(&self, columns: usize, colour: bool) -> String {
+        let mut text = format!("Workers on {}, Linux {}\n", mask::words(&self.cpus), self.release);
+        let mut kind = "";
+        for (condition, finding) in &self.findings {
+            if kind != condition.kind {
+                kind = condition.kind;
+                let _ = writeln!(text, "\n{}", paint(kind, "1", colour));
+            }
+            let colour_code = match finding.verdict {
+                Verdict::Ok => "32",
+                Verdict::Costs => "33",
+                Verdict::Unknown => "36",
+            };
+            let label = paint(&format!("{:VERDICT$}", finding.verdict.label()), colour_code, colour);
+            let mut head = format!("{:INDENT$}{:NAME$}{label}", "", condition.name);
+            let mend = finding.mends.iter().map(|mend| match mend {
+                Mend::Prepare(_) | Mend::Command(_) => format!("mend: {}", self.mend_text(mend).1),
+                Mend::Boot(_) => format!("boot with: {}", self.mend_text(mend).1),
+            });
+            let room = columns.saturating_sub(INDENT + NAME + VERDICT).max(20);
+            for paragraph in [finding.words.clone()].into_iter().chain(mend) {
+                for line in wrap(&paragraph, room) {
+                    let _ = writeln!(text, "{}", format!("{head}{line}").trim_end());
+                    head = " ".repeat(INDENT + NAME + VERDICT);
+                }
+            }
+        }
+        let _ = writeln!(
+            text,
+            "\n{} ok, {} cost you something, {} cannot be known",
+            self.count(Verdict::Ok),
+            self.count(Verdict::Costs),
+            self.count(Verdict::Unknown)
+        );
+        if let Some(command) = self.prepare_command() {
+            let options: String =
+                self.prepare_options().iter().map(|option| format!(" [{option}]")).collect();
+            let _ = writeln!(text, "until the next boot, or \"isoplane restore\": {command}{options}");
+        }
+        if let Some(words) = self.kernel_command_line() {
+            let _ = writeln!(text, "kernel command line: {words}");
+        }
+        text
+    }
+}
+
+fn paint(text: &str, code: &str, colour: bool) -> String {
+    if colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+}
+
+/// Lines of at most so many characters, broken at spaces; a word that is longer has a line of its own.
+fn wrap(text: &str, room: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let line = lines
+            .last_mut()
+            .filter(|line| line.is_empty() || line.chars().count() + 1 + word.chars().count() <= room);
+        match line {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            None => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
