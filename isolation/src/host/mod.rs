@@ -27,3 +27,6 @@ pub use prepare::{
 pub use report::{Report, check};
 pub use tree::{Host, Unread};
 pub use workers::to_check;
+
+#[cfg(test)]
+mod tests;

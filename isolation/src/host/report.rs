@@ -188,15 +188,15 @@ impl Report {
             };
             let label = paint(&format!("{:VERDICT$}", finding.verdict.label()), colour_code, colour);
             let mut head = format!("{:INDENT$}{:NAME$}{label}", "", condition.name);
-            let mend = finding.mends.iter().map(|mend| match mend {
-                Mend::Prepare(_) | Mend::Command(_) => format!("mend: {}", self.mend_text(mend).1),
-                Mend::Boot(_) => format!("boot with: {}", self.mend_text(mend).1),
-            });
-            let room = columns.saturating_sub(INDENT + NAME + VERDICT).max(20);
-            for paragraph in [finding.words.clone()].into_iter().chain(mend) {
-                for line in wrap(&paragraph, room) {
-                    let _ = writeln!(text, "{}", format!("{head}{line}").trim_end());
-                    head = " ".repeat(INDENT + NAME + VERDICT);
+            let room = |taken: usize| columns.saturating_sub(taken).max(20);
+            for line in wrap(&finding.words, room(INDENT + NAME + VERDICT)) {
+                let _ = writeln!(text, "{}", format!("{head}{line}").trim_end());
+                head = " ".repeat(INDENT + NAME + VERDICT);
+            }
+            for mend in &finding.mends {
+                let by = if matches!(mend, Mend::Boot(_)) { "boot with" } else { "mend" };
+                for line in wrap(&format!("{by}: {}", self.mend_text(mend).1), room(INDENT + NAME)) {
+                    let _ = writeln!(text, "{:1$}{line}", "", INDENT + NAME);
                 }
             }
         }
@@ -223,21 +223,55 @@ fn paint(text: &str, code: &str, colour: bool) -> String {
     if colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
-/// Lines of at most so many characters, broken at spaces; a word that is longer has a line of its own.
+/// Lines of at most so many characters, broken at spaces; a word that is longer breaks behind a slash.
 fn wrap(text: &str, room: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
-        let line = lines
-            .last_mut()
-            .filter(|line| line.is_empty() || line.chars().count() + 1 + word.chars().count() <= room);
-        match line {
-            Some(line) if line.is_empty() => line.push_str(word),
-            Some(line) => {
-                line.push(' ');
-                line.push_str(word);
+        let mut rest = word;
+        let mut space = " ";
+        loop {
+            let line = lines.last().map_or("", String::as_str);
+            let taken = if line.is_empty() { 0 } else { line.chars().count() + space.len() };
+            let fits = rest.chars().count() + taken <= room;
+            let part = if fits {
+                rest.len()
+            } else if taken > 0 {
+                0
+            } else {
+                break_at(rest, room)
+            };
+            if let (Some(line), true) = (lines.last_mut(), part > 0 || fits) {
+                if taken > 0 {
+                    line.push_str(space);
+                }
+                line.push_str(&rest[..part]);
             }
-            None => lines.push(word.to_owned()),
+            if fits {
+                break;
+            }
+            rest = &rest[part..];
+            space = "";
+            lines.push(String::new());
         }
     }
     lines
+}
+
+/// Where a word breaks that is longer than the room: behind the last slash that fits, else where it must.
+fn break_at(word: &str, room: usize) -> usize {
+    let end = word.char_indices().nth(room).map_or(word.len(), |(at, _)| at);
+    word[..end].rfind('/').map_or(end, |slash| slash + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::wrap;
+
+    #[test]
+    fn lines_break_at_spaces_and_long_words_behind_slashes() {
+        assert_eq!(wrap("ab cd ef", 5), ["ab cd", "ef"]);
+        assert_eq!(wrap("", 5), [""]);
+        assert_eq!(wrap("a /bc/defg/h i", 6), ["a", "/bc/", "defg/h", "i"]);
+        assert_eq!(wrap("abcdefgh µµµµµµµ", 3), ["abc", "def", "gh", "µµµ", "µµµ", "µ"]);
+    }
 }

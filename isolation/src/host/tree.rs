@@ -187,13 +187,13 @@ impl Host {
             return Topology::read()
                 .map_err(|source| Unread::Refused { path: "the affinity mask".into(), source });
         }
-        let allowed = self.own_status("Cpus_allowed_list")?;
-        Ok(Topology {
-            possible: self.list(&format!("{folder}/possible"))?,
-            online: self.list(&format!("{folder}/online"))?,
-            cpuset: None,
-            allowed: allowed.parse().map_err(|_| garbled("/proc/self/status", &allowed))?,
-        })
+        let mask = self.own_status("Cpus_allowed_list")?;
+        let mask: CpuList = mask.parse().map_err(|_| garbled("/proc/self/status", &mask))?;
+        let online = self.list(&format!("{folder}/online"))?;
+        let possible = self.list(&format!("{folder}/possible"))?;
+        // As sched_getaffinity(2) does, which the file does not.
+        let allowed = mask::both(&mask, &online);
+        Ok(Topology { possible, online, cpuset: None, allowed })
     }
 
     /// The kernel's command line, word by word.

@@ -100,3 +100,11 @@ fn need_root(host: &Host, command: &'static str, hint: &'static str) -> Result<(
     let is_root = host.own_status("Uid")?.split_whitespace().nth(1) == Some("0");
     if is_root { Ok(()) } else { Err(HostError::NotRoot { command, hint }) }
 }
+
+/// Ends after so many changes, as a crash would.
+#[cfg(test)]
+pub(super) fn interrupted(host: &Host, plan: Plan, file: &StateFile, after: usize) {
+    let mut state = State::new(host, &plan.cpus, plan.changes);
+    file.save(&state).unwrap();
+    state.changes.iter_mut().take(after).for_each(|change| change.apply(host).unwrap());
+}
