@@ -24,6 +24,8 @@ pub(crate) struct Irq {
     pub(crate) actions: String,
     /// Where it goes now.
     pub(crate) effective: CpuList,
+    /// Where it may go. Some only move when they next occur.
+    pub(crate) allowed: CpuList,
     pub(crate) movable: Movable,
 }
 
@@ -39,15 +41,16 @@ impl Irq {
         let mut all = Vec::new();
         for (number, writable) in numbers.into_iter().zip(writable) {
             let Some(writable) = writable else { continue };
-            let effective = match host.list(&format!("/proc/irq/{number}/effective_affinity_list")) {
-                // Some controllers have none: then it goes wherever it may.
-                Err(error) if error.is_missing() => {
-                    host.list(&format!("/proc/irq/{number}/smp_affinity_list"))
+            let read = || -> Result<_, Unread> {
+                let allowed = host.list(&format!("/proc/irq/{number}/smp_affinity_list"))?;
+                match host.list(&format!("/proc/irq/{number}/effective_affinity_list")) {
+                    // Some controllers have none: then it goes wherever it may.
+                    Err(error) if error.is_missing() => Ok((allowed.clone(), allowed)),
+                    effective => Ok((effective?, allowed)),
                 }
-                other => other,
             };
-            let effective = match effective {
-                Ok(effective) => effective,
+            let (effective, allowed) = match read() {
+                Ok(read) => read,
                 Err(error) if error.is_missing() => continue,
                 Err(error) => return Err(error),
             };
@@ -60,7 +63,7 @@ impl Irq {
                 Err(_) if modes_tell => Movable::Yes,
                 Err(_) => Movable::Unknown,
             };
-            all.push(Self { number, actions, effective, movable });
+            all.push(Self { number, actions, effective, allowed, movable });
         }
         Ok(all)
     }

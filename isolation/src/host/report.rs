@@ -11,8 +11,8 @@ use std::fmt::Write as _;
 /// Of the JSON.
 const VERSION: u32 = 1;
 /// Columns of the table's first two.
-const NAME: usize = 23;
-const VERDICT: usize = 17;
+const NAME: usize = 22;
+const VERDICT: usize = 16;
 const INDENT: usize = 2;
 
 /// Checks every condition for workers on these CPUs. Changes nothing.

@@ -1,7 +1,7 @@
 //! Which CPUs are meant.
 #![forbid(unsafe_code)]
 
-use super::conditions::isolated_cpus;
+use super::conditions::{isolated_cpus, partitioned_cpus};
 use super::{Host, HostError, mask};
 use percpu::CpuList;
 use percpu::topology::Unusable;
@@ -29,15 +29,17 @@ pub fn to_check(host: &Host, asked: Option<&CpuList>) -> Result<CpuList, HostErr
     }
 }
 
-/// The CPUs to prepare, and those left for all else. Each must be one that this process may use, or that the kernel isolates and so keeps out of
-/// every process's mask.
+/// The CPUs that are left for all else. Each to prepare must be one that this process may use, or that the kernel isolates: this keeps it out of
+/// every process's mask, and a partition out of every other cpuset.
 pub(crate) fn to_prepare(host: &Host, cpus: &CpuList) -> Result<CpuList, HostError> {
     let topology = host.topology()?;
     let isolated = isolated_cpus(host).unwrap_or_default();
+    let partitioned = partitioned_cpus(host).unwrap_or_default();
     for cpu in cpus.iter() {
         match topology.why_unusable(cpu) {
             None => (),
             Some(Unusable::OutsideMask { .. } | Unusable::Outside { .. }) if isolated.contains(cpu) => (),
+            Some(Unusable::OutsideCpuset { .. }) if partitioned.contains(cpu) => (),
             Some(why) => return Err(why.into()),
         }
     }

@@ -57,13 +57,16 @@ pub(super) fn rcu_nocbs(host: &Host, cpus: &CpuList) -> Result<Finding, Unread> 
 
 /// The CPUs that the scheduler balances no load to: by the command line, or by an isolated cpuset.
 pub(crate) fn isolated_cpus(host: &Host) -> Result<CpuList, Unread> {
-    let booted = host.list(ISOLATED)?;
-    let Some(root) = host.mounted("cgroup2")? else { return Ok(booted) };
+    Ok(mask::either(&host.list(ISOLATED)?, &partitioned_cpus(host)?))
+}
+
+/// Those of isolated cpusets alone.
+pub(crate) fn partitioned_cpus(host: &Host) -> Result<CpuList, Unread> {
+    let Some(root) = host.mounted("cgroup2")? else { return Ok(CpuList::default()) };
     match host.list(&format!("{root}/cpuset.cpus.isolated")) {
-        Ok(partitions) => Ok(mask::either(&booted, &partitions)),
-        // Before Linux 6.7, or where cgroup v1 has the controller.
-        Err(error) if error.is_missing() => Ok(booted),
-        Err(error) => Err(error),
+        // Before Linux 6.7, in a container, or where cgroup v1 has the controller.
+        Err(error) if error.is_missing() => Ok(CpuList::default()),
+        other => other,
     }
 }
 

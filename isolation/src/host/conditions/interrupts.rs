@@ -26,11 +26,13 @@ fn named(irqs: &[&Irq]) -> String {
 
 pub(super) fn affinity(host: &Host, cpus: &CpuList) -> Result<Finding, Unread> {
     let irqs = there(host, cpus)?;
-    let movable: Vec<&Irq> = irqs.iter().filter(|irq| irq.movable != Movable::No).collect();
-    Ok(if movable.is_empty() {
-        Finding::ok(format!("none that may be moved comes to {}", mask::words(cpus)))
-    } else {
-        Finding::costs(format!("{}: some µs at each interrupt", named(&movable))).prepare()
+    let movable = irqs.iter().filter(|irq| irq.movable != Movable::No);
+    let (stay, leave): (Vec<&Irq>, Vec<&Irq>) =
+        movable.partition(|irq| !mask::both(&irq.allowed, cpus).is_empty());
+    Ok(match (&stay[..], &leave[..]) {
+        ([], []) => Finding::ok(format!("none that may be moved comes to {}", mask::words(cpus))),
+        ([], leave) => Finding::ok(format!("{}: gone after the next interrupt", named(leave))),
+        (stay, _) => Finding::costs(format!("{}: some µs at each interrupt", named(stay))).prepare(),
     })
 }
 
@@ -41,7 +43,8 @@ pub(super) fn managed(host: &Host, cpus: &CpuList) -> Result<Finding, Unread> {
         return Ok(Finding::costs(format!("{}, which only their driver may move", named(&fixed)))
             .boot(BootWord::IsolateManaged));
     }
-    let unsure: Vec<&Irq> = irqs.iter().filter(|irq| irq.movable == Movable::Unknown).collect();
+    let unsure = irqs.iter().filter(|irq| irq.movable == Movable::Unknown);
+    let unsure: Vec<&Irq> = unsure.filter(|irq| !mask::both(&irq.allowed, cpus).is_empty()).collect();
     Ok(if unsure.is_empty() {
         Finding::ok(format!("none comes to {}", mask::words(cpus)))
     } else {

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::super::{Finding, Host, Unread, mask};
-use super::boot::isolated_cpus;
+use super::boot::{isolated_cpus, partitioned_cpus};
 use percpu::CpuList;
 use percpu::topology::Unusable;
 
@@ -21,12 +21,32 @@ pub(super) fn usable(host: &Host, cpus: &CpuList) -> Result<Finding, Unread> {
     let why: Vec<Unusable> = cpus.iter().filter_map(|cpu| topology.why_unusable(cpu)).collect();
     Ok(match why.first() {
         None => Finding::ok(format!("on line, and this process may run on {}", mask::words(cpus))),
-        Some(why @ Unusable::Outside { .. }) => Finding::costs(format!("the worker: {why}")),
+        Some(Unusable::OutsideCpuset { cpu, .. })
+            if partitioned_cpus(host).is_ok_and(|cpus| cpus.contains(*cpu)) =>
+        {
+            let finding = Finding::costs(format!(
+                "the worker: CPU {cpu} is in an isolated partition, and this process outside of it"
+            ));
+            match host.mounted("cgroup2")?.map(|root| format!("{root}/isoplane/cgroup.procs")) {
+                Some(processes) if host.has(&processes) => finding.command(format!("echo $$ > {processes}")),
+                _ => finding,
+            }
+        }
         Some(why) => {
             let text = why.to_string();
             // The words of the error end with the way out.
             let (problem, way_out) = text.split_once(": ").unwrap_or((&text, ""));
-            Finding::costs(format!("the worker: {problem}")).command(way_out)
+            let finding = Finding::costs(format!("the worker: {problem}"));
+            match why {
+                Unusable::OutsideMask { cpuset, .. } => {
+                    finding.command(format!("taskset -c {cpuset} PROGRAM"))
+                }
+                Unusable::Outside { cpu, .. } => finding.command(format!("taskset -c {cpu} PROGRAM")),
+                Unusable::Offline { cpu, .. } => {
+                    finding.command(format!("echo 1 > /sys/devices/system/cpu/cpu{cpu}/online"))
+                }
+                Unusable::OutsideCpuset { .. } | Unusable::Missing { .. } => finding.command(way_out),
+            }
         }
     })
 }

@@ -36,7 +36,9 @@ fn a_quiet_machine_is_ok() {
 fn each_disturbance_is_found_and_no_other() {
     use Verdict::{Costs, Unknown};
     let cpu = "/sys/devices/system/cpu";
-    let table: &[(&str, &str, &[(&str, Verdict)], &str)] = &[
+    /// A file, what it says, what is not ok then, and words that the report has.
+    type Row<'a> = (&'a str, &'a str, &'a [(&'a str, Verdict)], &'a str);
+    let table: &[Row<'_>] = &[
         (&format!("{cpu}/online"), "0-2", &[("usable", Costs)], "CPU 3 is offline"),
         (
             &format!("{cpu}/cpu2/topology/thread_siblings_list"),
@@ -81,12 +83,6 @@ fn each_disturbance_is_found_and_no_other() {
             "12c",
             &[("machine_check", Costs)],
             "echo 0",
-        ),
-        (
-            "/proc/irq/25/effective_affinity_list",
-            "2",
-            &[("irq", Costs), ("managed_irq", Unknown)],
-            "1 IRQ (25)",
         ),
         ("/proc/irq/default_smp_affinity", "ffffffff", &[("default_irq_affinity", Costs)], "CPUs 2-3"),
         ("/sys/devices/virtual/workqueue/cpumask", "f", &[("workqueues", Costs)], "kworker"),
@@ -147,6 +143,7 @@ fn managed_interrupts_are_told_apart_where_the_kernel_tells() {
     let machine = Machine::quiet();
     for irq in [24, 25] {
         machine.set(&format!("/proc/irq/{irq}/effective_affinity_list"), "2\n");
+        machine.set(&format!("/proc/irq/{irq}/smp_affinity_list"), "0-2\n");
     }
     machine.set("/sys/kernel/irq/24/actions", "nvme0q3\n");
     let words = |name: &str| {
@@ -171,6 +168,18 @@ fn managed_interrupts_are_told_apart_where_the_kernel_tells() {
     machine.set("/sys/kernel/debug/irq/irqs/25", "dstate: 0x0\n            IRQD_AFFINITY_MANAGED\n");
     assert!(words("managed_irq").1.starts_with("2 IRQs (24 nvme0q3, 25)"), "{:?}", words("managed_irq"));
     assert_eq!(words("irq").0, Verdict::Ok);
+}
+
+#[test]
+fn an_interrupt_that_is_about_to_move_is_gone() {
+    let machine = Machine::quiet();
+    machine.set("/proc/irq/25/effective_affinity_list", "2\n");
+    machine.set("/proc/irq/25/smp_affinity_list", "0-2\n");
+    assert_eq!(not_ok(&report(&machine))[0], ("irq", Verdict::Costs));
+    machine.set("/proc/irq/25/smp_affinity_list", "0-1\n");
+    let report = report(&machine);
+    assert_eq!(not_ok(&report), []);
+    assert!(report.table(100, false).contains("1 IRQ (25): gone after the next interrupt"));
 }
 
 #[test]
@@ -203,19 +212,20 @@ const NOT_ALONE: &[&str] = &[
 
 #[test]
 fn a_garbled_file_is_never_taken_for_an_answer() {
-    let garble: &[(&str, &dyn Fn(&Path))] = &[
-        ("no text", &|path| fs::write(path, b"\xff\xfe\x00").unwrap()),
-        ("a folder", &|path| {
+    type Garble = (&'static str, fn(&Path));
+    let garble: [Garble; 3] = [
+        ("no text", |path| fs::write(path, b"\xff\xfe\x00").unwrap()),
+        ("a folder", |path| {
             fs::remove_file(path).unwrap();
             fs::create_dir(path).unwrap();
         }),
-        ("a FIFO", &|path| {
+        ("a FIFO", |path| {
             fs::remove_file(path).unwrap();
             assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
         }),
     ];
     for (path, _) in QUIET {
-        for (how, garble) in garble {
+        for (how, garble) in &garble {
             let machine = Machine::quiet();
             garble(&machine.path(path));
             let found = not_ok(&report(&machine));
