@@ -1,7 +1,7 @@
 //! All findings of one host: as a table for people, as JSON for programs, and as one line for the boot loader.
 #![forbid(unsafe_code)]
 
-use super::conditions::{CONDITIONS, isolated_cpus, tickless};
+use super::conditions::{Booted, CONDITIONS};
 use super::finding::BootWord;
 use super::{Condition, Finding, Host, Mend, Verdict, mask};
 use percpu::CpuList;
@@ -18,13 +18,11 @@ const INDENT: usize = 2;
 /// Checks every condition for workers on these CPUs. Changes nothing.
 pub fn check(host: &Host, cpus: &CpuList) -> Report {
     let findings = CONDITIONS.iter().map(|condition| (*condition, condition.check(host, cpus))).collect();
-    let booted = |list: Option<CpuList>| mask::either(&list.unwrap_or_default(), cpus);
     Report {
         cpus: cpus.clone(),
         release: host.word("/proc/sys/kernel/osrelease").unwrap_or_else(|_| "of an unknown release".into()),
         findings,
-        isolate: booted(isolated_cpus(host).ok()),
-        tickless: booted(tickless(host).ok().flatten()),
+        booted: Booted::read(host),
     }
 }
 
@@ -35,9 +33,7 @@ pub struct Report {
     release: String,
     /// Each condition with what was found.
     pub findings: Vec<(Condition, Finding)>,
-    /// The CPUs asked for, and those that the command line isolates already.
-    isolate: CpuList,
-    tickless: CpuList,
+    booted: Booted,
 }
 
 #[derive(Serialize)]
@@ -103,19 +99,16 @@ impl Report {
     pub fn kernel_command_line(&self) -> Option<String> {
         let has = |word| self.mends().any(|mend| *mend == Mend::Boot(word));
         let mut words = Vec::new();
-        let kinds: Vec<&str> =
-            [(BootWord::IsolateManaged, "managed_irq"), (BootWord::IsolateDomain, "domain")]
-                .into_iter()
-                .filter_map(|(word, kind)| has(word).then_some(kind))
-                .collect();
-        if !kinds.is_empty() {
-            words.push(format!("isolcpus={},{}", kinds.join(","), self.isolate));
+        if has(BootWord::IsolateManaged) || has(BootWord::IsolateDomain) {
+            // One word for both, of which the last one counts.
+            let managed = has(BootWord::IsolateManaged) || self.booted.managed_irq;
+            let domain = has(BootWord::IsolateDomain) || !self.booted.isolated.is_empty();
+            let kinds = [managed.then_some("managed_irq,"), domain.then_some("domain,")];
+            let kinds: String = kinds.into_iter().flatten().collect();
+            words.push(format!("isolcpus={kinds}{}", mask::either(&self.booted.isolated, &self.cpus)));
         }
-        if has(BootWord::NohzFull) {
-            words.push(format!("nohz_full={}", self.tickless));
-        }
-        if has(BootWord::RcuNocbs) {
-            words.push(format!("rcu_nocbs={}", self.tickless));
+        for word in [BootWord::NohzFull, BootWord::RcuNocbs].into_iter().filter(|word| has(*word)) {
+            words.push(self.boot_word(word));
         }
         for mend in self.mends() {
             if let Mend::Boot(BootWord::Word(word)) = mend {
@@ -125,12 +118,14 @@ impl Report {
         (!words.is_empty()).then(|| words.join(" "))
     }
 
+    /// With the CPUs that it had at this boot.
     fn boot_word(&self, word: BootWord) -> String {
+        let with = |booted: &CpuList| mask::either(booted, &self.cpus);
         match word {
-            BootWord::NohzFull => format!("nohz_full={}", self.tickless),
-            BootWord::RcuNocbs => format!("rcu_nocbs={}", self.tickless),
-            BootWord::IsolateDomain => format!("isolcpus=domain,{}", self.isolate),
-            BootWord::IsolateManaged => format!("isolcpus=managed_irq,{}", self.isolate),
+            BootWord::NohzFull => format!("nohz_full={}", with(&self.booted.tickless)),
+            BootWord::RcuNocbs => format!("rcu_nocbs={}", with(&self.booted.offloaded)),
+            BootWord::IsolateDomain => format!("isolcpus=domain,{}", with(&self.booted.isolated)),
+            BootWord::IsolateManaged => format!("isolcpus=managed_irq,{}", with(&self.booted.isolated)),
             BootWord::Word(word) => word.to_owned(),
         }
     }

@@ -34,6 +34,7 @@ const SETTINGS: &[&str] = &[
     "/proc/sys/kernel/sched_rt_runtime_us",
     "/proc/sys/vm/stat_interval",
     "/proc/sys/vm/compact_unevictable_allowed",
+    "/proc/sys/vm/min_free_kbytes",
     SUBTREE_CONTROL,
     "/sys/fs/cgroup/cpuset.cpus.effective",
     "/sys/fs/cgroup/cpuset.cpus.isolated",

@@ -35,17 +35,11 @@ pub(super) fn nohz_full(host: &Host, cpus: &CpuList) -> Result<Finding, Unread> 
 }
 
 pub(super) fn rcu_nocbs(host: &Host, cpus: &CpuList) -> Result<Finding, Unread> {
-    let mut offloaded = CpuList::default();
-    for word in host.command_line()? {
-        match word.strip_prefix("rcu_nocbs=") {
-            Some("all") => return Ok(Finding::ok("every CPU's callbacks run elsewhere")),
-            Some(list) => offloaded = list.parse().map_err(|_| garbled("/proc/cmdline", &word))?,
-            // The word alone leaves the choice to a later moment.
-            None => (),
-        }
-    }
-    // A tickless CPU's callbacks are always offloaded.
-    let offloaded = mask::either(&offloaded, &tickless(host)?.unwrap_or_default());
+    let offloaded = match offloaded(host)? {
+        Offloaded::All => return Ok(Finding::ok("every CPU's callbacks run elsewhere")),
+        // A tickless CPU's callbacks are always offloaded.
+        Offloaded::Some(cpus) => mask::either(&cpus, &tickless(host)?.unwrap_or_default()),
+    };
     let left = mask::without(cpus, &offloaded);
     Ok(if left.is_empty() {
         Finding::ok("callbacks run elsewhere")
@@ -53,6 +47,57 @@ pub(super) fn rcu_nocbs(host: &Host, cpus: &CpuList) -> Result<Finding, Unread> 
         let words = format!("softirqs for RCU callbacks on {}", mask::words(&left));
         Finding::costs(words).boot(BootWord::RcuNocbs)
     })
+}
+
+/// What `rcu_nocbs=` says.
+enum Offloaded {
+    All,
+    Some(CpuList),
+}
+
+fn offloaded(host: &Host) -> Result<Offloaded, Unread> {
+    let mut cpus = CpuList::default();
+    for word in host.command_line()? {
+        match word.strip_prefix("rcu_nocbs=") {
+            Some("all") => return Ok(Offloaded::All),
+            Some(list) => cpus = list.parse().map_err(|_| garbled("/proc/cmdline", &word))?,
+            // The word alone leaves the choice to a later moment.
+            None => (),
+        }
+    }
+    Ok(Offloaded::Some(cpus))
+}
+
+/// Whether `isolcpus=` keeps managed interrupts away.
+pub(crate) fn isolates_managed_irqs(host: &Host) -> Result<bool, Unread> {
+    let words = host.command_line()?;
+    let mut flags =
+        words.iter().filter_map(|word| word.strip_prefix("isolcpus=")).flat_map(|list| list.split(','));
+    Ok(flags.any(|flag| flag == "managed_irq"))
+}
+
+/// What this kernel was told when it booted, which the next boot is not to lose.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Booted {
+    pub(crate) isolated: CpuList,
+    pub(crate) managed_irq: bool,
+    pub(crate) tickless: CpuList,
+    pub(crate) offloaded: CpuList,
+}
+
+impl Booted {
+    /// What cannot be read is taken for nothing: the condition that it belongs to says so.
+    pub(crate) fn read(host: &Host) -> Self {
+        Self {
+            isolated: host.list(ISOLATED).unwrap_or_default(),
+            managed_irq: isolates_managed_irqs(host).unwrap_or(false),
+            tickless: tickless(host).ok().flatten().unwrap_or_default(),
+            offloaded: match offloaded(host) {
+                Ok(Offloaded::Some(cpus)) => cpus,
+                _ => CpuList::default(),
+            },
+        }
+    }
 }
 
 /// The CPUs that the scheduler balances no load to: by the command line, or by an isolated cpuset.

@@ -4,6 +4,7 @@
 use super::super::finding::BootWord;
 use super::super::irq::{Irq, Movable};
 use super::super::{Finding, Host, Unread, mask, values};
+use super::boot::isolates_managed_irqs;
 use super::tasks::whole_machine;
 use percpu::CpuList;
 
@@ -40,8 +41,13 @@ pub(super) fn managed(host: &Host, cpus: &CpuList) -> Result<Finding, Unread> {
     let irqs = there(host, cpus)?;
     let fixed: Vec<&Irq> = irqs.iter().filter(|irq| irq.movable == Movable::No).collect();
     if !fixed.is_empty() {
-        return Ok(Finding::costs(format!("{}, which only their driver may move", named(&fixed)))
-            .boot(BootWord::IsolateManaged));
+        let finding = Finding::costs(format!("{}, which only their driver may move", named(&fixed)));
+        // The kernel does what it can for that word: an interrupt without another CPU stays.
+        return Ok(if isolates_managed_irqs(host)? {
+            finding.command("give the device fewer queues: \"ethtool -L\", or an option of its driver")
+        } else {
+            finding.boot(BootWord::IsolateManaged)
+        });
     }
     let unsure = irqs.iter().filter(|irq| irq.movable == Movable::Unknown);
     let unsure: Vec<&Irq> = unsure.filter(|irq| !mask::both(&irq.allowed, cpus).is_empty()).collect();

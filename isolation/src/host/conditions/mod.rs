@@ -14,7 +14,7 @@ mod scheduler;
 mod tasks;
 mod watching;
 
-pub(crate) use boot::{isolated_cpus, partitioned_cpus, tickless};
+pub(crate) use boot::{Booted, isolated_cpus, partitioned_cpus, tickless};
 
 use super::{Finding, Host, Unread};
 use percpu::CpuList;

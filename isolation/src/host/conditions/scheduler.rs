@@ -34,6 +34,7 @@ pub(super) fn fair_server(host: &Host, cpus: &CpuList) -> Result<Finding, Unread
         let release = host.word("/proc/sys/kernel/osrelease")?;
         return Ok(match older_than_6_12(&release) {
             Some(true) => Finding::ok("this kernel has none"),
+            _ if host.mounted("debugfs")?.is_some() => Finding::unknown("only root may look into debugfs"),
             _ => {
                 Finding::unknown("debugfs is not mounted").command("mount -t debugfs none /sys/kernel/debug")
             }

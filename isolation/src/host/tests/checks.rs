@@ -162,7 +162,11 @@ fn managed_interrupts_are_told_apart_where_the_kernel_tells() {
         words("managed_irq")
     );
     assert!(words("irq").1.starts_with("1 IRQ (25)"), "{:?}", words("irq"));
-    assert_eq!(report(&machine).kernel_command_line().as_deref(), Some("isolcpus=managed_irq,2-3"));
+    assert_eq!(report(&machine).kernel_command_line(), None, "it has that word already");
+    assert!(report(&machine).table(100, false).contains("fewer queues"));
+    machine.set("/proc/cmdline", "isolcpus=2-3 nohz_full=2-3\n");
+    let boot = report(&machine).kernel_command_line();
+    assert_eq!(boot.as_deref(), Some("isolcpus=managed_irq,domain,2-3"), "what was there is not lost");
 
     // By debugfs.
     machine.set("/sys/kernel/debug/irq/irqs/25", "dstate: 0x0\n            IRQD_AFFINITY_MANAGED\n");
@@ -266,7 +270,7 @@ fn json_has_every_condition_by_name() {
     let json: serde_json::Value = serde_json::from_str(&report(&machine).json().unwrap()).unwrap();
     assert_eq!(json["version"], 1);
     assert_eq!((&json["cpus"], &json["costs"]), (&"2-3".into(), &1.into()));
-    assert_eq!(json["kernel_command_line"], "isolcpus=domain,2-3");
+    assert_eq!(json["kernel_command_line"], "isolcpus=managed_irq,domain,2-3");
     let conditions = json["conditions"].as_array().unwrap();
     let names: Vec<&str> = conditions.iter().map(|condition| condition["name"].as_str().unwrap()).collect();
     assert_eq!(names, CONDITIONS.iter().map(|condition| condition.name).collect::<Vec<_>>());
