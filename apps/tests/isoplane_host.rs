@@ -235,6 +235,23 @@ fn namespace_prepare_and_restore_killed_at_any_moment_then_restore_leaves_every_
     assert!(in_the_middle > 0, "no round met the middle of {all} changes");
 }
 
+#[test]
+fn namespace_of_many_prepares_and_restores_at_once_one_at_a_time_works() {
+    let test = "namespace_of_many_prepares_and_restores_at_once_one_at_a_time_works";
+    let Some(before) = Before::take(test) else { return };
+    let wait = |mut child: std::process::Child| wait_within(&mut child, LIMIT).unwrap().code();
+    for _ in 0..rounds(5, 50) {
+        let prepares: Vec<_> = (0..4).map(|_| quiet(before.prepare()).spawn().unwrap()).collect();
+        let mut statuses: Vec<_> = prepares.into_iter().map(wait).collect();
+        statuses.sort();
+        assert_eq!(statuses, [Some(0), Some(1), Some(1), Some(1)], "one prepares, the others are told");
+        let restores: Vec<_> =
+            (0..4).map(|_| quiet(before.isoplane("restore", &[])).spawn().unwrap()).collect();
+        assert!(restores.into_iter().map(wait).all(|status| status == Some(0)));
+        before.restore();
+    }
+}
+
 fn quiet(mut command: Command) -> Command {
     command.stdout(Stdio::null()).stderr(Stdio::null());
     command

@@ -6,7 +6,7 @@
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
-use isolation::host::{self, Host, HostError, Note, Options, StateFile, Undone, Verdict};
+use isolation::host::{self, Host, HostError, Note, Options, StateFile, Undone};
 use percpu::CpuList;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -116,7 +116,7 @@ fn check(options: Check) -> Result<bool> {
         let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         print(&report.table(COLUMNS, colour));
     }
-    Ok(report.count(Verdict::Costs) + report.count(Verdict::Unknown) == 0)
+    Ok(report.is_ok())
 }
 
 fn print_notes(notes: &[Note]) {

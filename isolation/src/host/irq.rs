@@ -12,7 +12,7 @@ pub(crate) enum Movable {
     Yes,
     /// Its driver manages it, or its controller cannot.
     No,
-    /// Only a write would show: EPERM, or EIO before Linux 6.11.
+    /// Only a write would show: EPERM, or EIO on older kernels.
     Unknown,
 }
 

@@ -196,6 +196,16 @@ impl Host {
         Ok(Topology { possible, online, cpuset: None, allowed })
     }
 
+    /// Whether the kernel's release comes before this one.
+    pub(crate) fn is_older_than(&self, major: u32, minor: u32) -> Result<bool, Unread> {
+        let path = "/proc/sys/kernel/osrelease";
+        let release = self.word(path)?;
+        let mut numbers =
+            release.split(|c: char| !c.is_ascii_digit()).map_while(|digits| digits.parse().ok());
+        let found: Option<(u32, u32)> = numbers.next().zip(numbers.next());
+        found.map(|found| found < (major, minor)).ok_or_else(|| garbled(path, &release))
+    }
+
     /// The kernel's command line, word by word.
     pub(crate) fn command_line(&self) -> Result<Vec<String>, Unread> {
         Ok(self.text("/proc/cmdline")?.split_whitespace().map(str::to_owned).collect())

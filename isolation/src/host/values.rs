@@ -5,7 +5,7 @@ use percpu::CpuList;
 
 pub(crate) const DEFAULT_IRQ_AFFINITY: &str = "/proc/irq/default_smp_affinity";
 pub(crate) const WORKQUEUE: &str = "/sys/devices/virtual/workqueue/cpumask";
-/// What was asked for; the kernel takes isolated partitions off it (Linux 6.9 and later).
+/// What was asked for; the kernel takes isolated partitions off it where it has any.
 pub(crate) const WORKQUEUE_REQUESTED: &str = "/sys/devices/virtual/workqueue/cpumask_requested";
 pub(crate) const STAT_INTERVAL: &str = "/proc/sys/vm/stat_interval";
 pub(crate) const WATCHDOG_CPUS: &str = "/proc/sys/kernel/watchdog_cpumask";

@@ -58,13 +58,14 @@ pub(super) fn watchdog(host: &Host, _: &CpuList) -> Result<Finding, Unread> {
         return Ok(Finding::unknown("/proc/cpuinfo names no flags"));
     }
     let trusted = has("constant_tsc") && has("nonstop_tsc") && has("tsc_adjust");
-    // Two sockets are trusted since Linux 5.16, four since 6.11.
+    // Older kernels trust nobody; newer ones the clocks of two sockets, and the newest those of four.
+    let trusted = trusted && !host.is_older_than(5, 17)?;
     let sockets = cpuinfo.lines().filter(|line| line.starts_with("physical id"));
     let sockets: std::collections::BTreeSet<&str> = sockets.collect();
     Ok(if has("tsc_reliable") || (trusted && sockets.len() <= 2) {
         Finding::ok("the TSC is trusted")
     } else if trusted && sockets.len() <= 4 {
-        Finding::unknown("Linux trusts the TSC of so many sockets since 6.11")
+        Finding::unknown("not every kernel trusts the TSC of so many sockets")
             .boot(BootWord::Word("tsc=reliable"))
     } else {
         Finding::costs("a timer interrupt twice a second, on one CPU after the other")

@@ -63,7 +63,10 @@ pub(super) fn cpuidle(host: &Host, cpus: &CpuList) -> Result<Finding, Unread> {
     Ok(if deepest.0 <= AWAKE_US || held_us <= AWAKE_US as i32 {
         Finding::ok(format!("wakes within {AWAKE_US} µs"))
     } else {
-        Finding::costs(format!("{} µs to wake from {}, where a worker sleeps", deepest.0, deepest.1))
+        let governor = host.word("/sys/devices/system/cpu/cpuidle/current_governor");
+        let governor = governor.map_or_else(|_| String::new(), |name| format!(" (governor {name})"));
+        let (latency_us, state) = deepest;
+        Finding::costs(format!("{latency_us} µs to wake from {state}, where a worker sleeps{governor}"))
             .prepare()
     })
 }

@@ -31,9 +31,8 @@ pub(super) fn rt_throttling(host: &Host, _: &CpuList) -> Result<Finding, Unread>
 /// Since Linux 6.12: a deadline server lends other tasks a share of a CPU that real-time tasks keep, and its timer brings back the tick.
 pub(super) fn fair_server(host: &Host, cpus: &CpuList) -> Result<Finding, Unread> {
     if !host.has("/sys/kernel/debug/sched") {
-        let release = host.word("/proc/sys/kernel/osrelease")?;
-        return Ok(match older_than_6_12(&release) {
-            Some(true) => Finding::ok("this kernel has none"),
+        return Ok(match host.is_older_than(6, 12)? {
+            true => Finding::ok("this kernel has none"),
             _ if host.mounted("debugfs")?.is_some() => Finding::unknown("only root may look into debugfs"),
             _ => {
                 Finding::unknown("debugfs is not mounted").command("mount -t debugfs none /sys/kernel/debug")
@@ -64,24 +63,4 @@ pub(super) fn fair_server(host: &Host, cpus: &CpuList) -> Result<Finding, Unread
         let cpus = mask::words(&serving.into_iter().collect());
         Finding::costs(format!("a timer about once a second on {cpus}, tickless or not")).prepare()
     })
-}
-
-fn older_than_6_12(release: &str) -> Option<bool> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|digits| digits.parse::<u32>());
-    let (major, minor) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
-    Some((major, minor) < (6, 12))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::older_than_6_12;
-
-    #[test]
-    fn releases_are_told_apart() {
-        assert_eq!(older_than_6_12("6.1.0-13-amd64"), Some(true));
-        assert_eq!(older_than_6_12("5.15.0"), Some(true));
-        assert_eq!(older_than_6_12("6.12"), Some(false));
-        assert_eq!(older_than_6_12("7.0-rc1"), Some(false));
-        assert_eq!(older_than_6_12("x"), None);
-    }
 }

@@ -89,8 +89,13 @@ pub fn prepare(host: &Host, plan: Plan, file: &StateFile) -> Result<Outcome, Hos
     });
     if state.changes.is_empty() {
         file.remove()?;
-    } else {
-        file.save(&state)?;
+    } else if let Err(error) = file.save(&state) {
+        // The first one has all that it takes.
+        notes.push(Note {
+            stage: "state".into(),
+            what: "how the kernel shows it".into(),
+            why: error.to_string(),
+        });
     }
     Ok(Outcome { changes: state.changes, notes })
 }

@@ -203,7 +203,6 @@ const NOT_ALONE: &[&str] = &[
     "/proc/irq/25/smp_affinity",
     "/proc/irq/25/smp_affinity_list",
     "/proc/self/limits",
-    "/proc/sys/kernel/osrelease",
     "/proc/sys/kernel/random/boot_id",
     "/proc/sys/kernel/perf_event_paranoid",
     "/sys/devices/system/clocksource/clocksource0/available_clocksource",
@@ -274,6 +273,22 @@ fn without_a_choice_workers_are_where_the_kernel_isolates() {
     assert_eq!(chosen(&machine), "3");
     let asked = to_check(&machine.host(), Some(&list("1,9")));
     assert!(matches!(&asked, Err(error @ HostError::Unusable(_)) if error.is_usage()), "{asked:?}");
+}
+
+#[test]
+fn what_came_with_a_release_is_not_asked_of_older_ones() {
+    let machine = Machine::quiet();
+    fs::remove_dir_all(machine.path("/sys/kernel/debug")).unwrap();
+    for (release, expected) in [
+        ("6.12.1", &[("fair_server", Verdict::Unknown)][..]),
+        ("7.0-rc1", &[("fair_server", Verdict::Unknown)]),
+        ("6.1.0-13-amd64", &[]),
+        ("5.10.0", &[("clocksource_watchdog", Verdict::Costs)]),
+        ("x", &[("clocksource_watchdog", Verdict::Unknown), ("fair_server", Verdict::Unknown)]),
+    ] {
+        machine.set("/proc/sys/kernel/osrelease", release);
+        assert_eq!(not_ok(&report(&machine)), expected, "{release}");
+    }
 }
 
 #[test]
