@@ -297,3 +297,20 @@ fn namespace_what_somebody_else_changed_is_left_alone_until_forced() {
     assert!(forced.status.success(), "{}", said(&forced));
     before.restore();
 }
+
+#[test]
+fn namespace_where_the_kernel_takes_no_change_prepare_says_so_and_leaves_no_state() {
+    let test = "namespace_where_the_kernel_takes_no_change_prepare_says_so_and_leaves_no_state";
+    let Some(before) = Before::take(test) else { return };
+    // As in a container: in a mount namespace of their own these are read-only.
+    let script = "mount -o remount,bind,ro /proc && mount -o remount,bind,ro /sys && exec \"$0\" \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script, env!("CARGO_BIN_EXE_isoplane"), "prepare"]);
+    command.args(["--cpus", &before.cpu, "--state"]).arg(before.state()).stdin(Stdio::null());
+    let output = run_within(&mut command, LIMIT);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("nothing could be changed"), "{}", said(&output));
+    assert!(said(&output).contains("stat_interval: Read-only file system"), "{}", said(&output));
+    assert_eq!(before.changed(), [] as [String; 0]);
+    assert!(!before.state().exists());
+}

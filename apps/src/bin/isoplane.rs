@@ -138,10 +138,12 @@ fn prepare(options: Prepare) -> Result<bool> {
         print_notes(&plan.notes);
         return Ok(true);
     }
+    let planned = plan.changes.len();
     let outcome = host::prepare(&host, plan, &file).map_err(explain)?;
     outcome.changes.iter().for_each(|change| print(&format!("  {change}\n")));
     print_notes(&outcome.notes);
     match outcome.changes.len() {
+        0 if planned > 0 => print("nothing could be changed: is /proc/sys read-only, as in a container?\n"),
         0 => print("nothing was to be changed\n"),
         count => print(&format!(
             "{count} setting{} changed; \"isoplane restore{}\" puts all back from {}\n",
@@ -150,7 +152,7 @@ fn prepare(options: Prepare) -> Result<bool> {
             file.path().display()
         )),
     }
-    Ok(true)
+    Ok(planned == 0 || !outcome.changes.is_empty())
 }
 
 fn restore(options: Restore) -> Result<bool> {

@@ -1,6 +1,6 @@
 //! What can disturb a worker on this machine, and how to change it and put it back.
 //!
-//! [`check`] reads every condition there is and changes nothing. [`prepare`] changes what can be changed while the machine runs, after it has
+//! [`check`] reads every condition there is and changes nothing. [`prepare()`] changes what can be changed while the machine runs, after it has
 //! written down all old values; [`restore`] puts them back, after a crash too. What only the kernel's command line changes, a check
 //! names. `docs/isolation-host.md` explains each condition.
 //!

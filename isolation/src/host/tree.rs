@@ -29,7 +29,7 @@ pub enum Unread {
         path: String,
     },
     /// The kernel does not let us.
-    #[error("{path}: {source}")]
+    #[error("{path}: {}", in_words(source))]
     Refused {
         /// The file.
         path: String,
@@ -220,6 +220,11 @@ impl Host {
             (found == kind).then(|| folder.replace("\\040", " "))
         }))
     }
+}
+
+/// What the kernel answered, without its number.
+pub(crate) fn in_words(error: &io::Error) -> String {
+    error.to_string().split(" (os error").next().unwrap_or_default().to_owned()
 }
 
 /// The word in brackets.

@@ -1,7 +1,7 @@
 //! One value of the kernel's that is changed, and put back byte by byte.
 #![forbid(unsafe_code)]
 
-use super::super::tree::chosen;
+use super::super::tree::{chosen, in_words};
 use super::super::{Host, Unread, mask};
 use super::partition;
 use percpu::CpuList;
@@ -177,9 +177,8 @@ fn means(found: &str, written: &str) -> bool {
 fn refusal(path: &str, error: &io::Error) -> String {
     use nix::libc::{EIO, EPERM};
     let fixed = path.starts_with("/proc/irq/") && matches!(error.raw_os_error(), Some(EPERM | EIO));
-    let reason = error.to_string();
-    let reason = reason.split(" (os error").next().unwrap_or_default();
-    if fixed { format!("only its driver may move it ({reason})") } else { reason.to_owned() }
+    let reason = in_words(error);
+    if fixed { format!("only its driver may move it ({reason})") } else { reason }
 }
 
 #[cfg(test)]

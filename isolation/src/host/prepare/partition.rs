@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::super::conditions::isolated_cpus;
+use super::super::tree::in_words;
 use super::super::{Host, Unread, mask};
 use super::change::{Kind, Undone};
 use percpu::CpuList;
@@ -49,10 +50,6 @@ fn are(cpus: &CpuList) -> String {
 
 fn has_cpuset(host: &Host, path: &str) -> Result<bool, Unread> {
     Ok(host.text(path)?.split_whitespace().any(|controller| controller == CPUSET))
-}
-
-fn in_words(error: &io::Error) -> String {
-    error.to_string().split(" (os error").next().unwrap_or_default().to_owned()
 }
 
 pub(super) fn enable(host: &Host, root: &str) -> Result<(), String> {

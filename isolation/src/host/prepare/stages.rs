@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::super::irq::{Irq, Movable, smp_affinity};
-use super::super::tree::chosen;
+use super::super::tree::{chosen, in_words};
 use super::super::{Host, Unread, mask, values};
 use super::change::{Change, Kind};
 use super::{Note, partition};
@@ -213,6 +213,7 @@ fn each_cpu(
         match plain(host, stage, &path(cpu), new) {
             Ok(found) => all.changes.extend(found.changes),
             Err(error) if error.is_missing() => (),
+            Err(Unread::Refused { source, .. }) => all.notes.push((path(cpu), in_words(&source))),
             Err(error) => all.notes.push((path(cpu), error.to_string())),
         }
     }
