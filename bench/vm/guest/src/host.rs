@@ -142,7 +142,7 @@ fn prepare(host: &Host, file: &StateFile) -> Result<()> {
         let changed = outcome.changes.iter().any(|change| change.stage == stage);
         ensure!(changed, "{stage} changed nothing; refused was {:?}", outcome.notes);
     }
-    for name in ["isolated", "workqueues", "transparent_hugepages", "ksm", "rt_throttling", "fair_server"] {
+    for name in ["isolated", "workqueues", "transparent_hugepages", "ksm", "fair_server"] {
         let now = verdict(host, name)?;
         ensure!(now == Verdict::Ok, "{name} is {now:?} after prepare");
     }

@@ -14,6 +14,18 @@ pub(super) fn workqueues(host: &Host, cpus: &CpuList) -> Result<Finding, Unread>
 }
 
 pub(super) fn rt_throttling(host: &Host, _: &CpuList) -> Result<Finding, Unread> {
+    // Where cgroup v1 has this file, real-time tasks are throttled by groups still.
+    let by_group = |folder| host.has(&format!("/sys/fs/cgroup/{folder}/cpu.rt_runtime_us"));
+    let by_group = ["cpu", "cpu,cpuacct"].into_iter().any(by_group);
+    match (host.is_older_than(6, 12)?, host.is_older_than(6, 18)?) {
+        (false, _) if !by_group => return Ok(Finding::ok("this kernel leaves it to fair_server")),
+        // A mere read disturbs every CPU there: seen on 6.12, and no longer on 6.18.
+        (false, true) => {
+            return Ok(Finding::unknown("to read it rebuilds the scheduler's domains, on this kernel")
+                .mend(Mend::Prepare(Some("--rt"))));
+        }
+        _ => (),
+    }
     let runtime_us: i64 = host.number(values::RT_RUNTIME)?;
     let period_us: i64 = host.number("/proc/sys/kernel/sched_rt_period_us")?;
     Ok(if runtime_us < 0 || runtime_us >= period_us {

@@ -175,10 +175,15 @@ fn means(found: &str, written: &str) -> bool {
 
 /// Why the kernel refused a write, in words.
 fn refusal(path: &str, error: &io::Error) -> String {
-    use nix::libc::{EIO, EPERM};
+    use nix::libc::{EBUSY, EIO, EPERM};
     let fixed = path.starts_with("/proc/irq/") && matches!(error.raw_os_error(), Some(EPERM | EIO));
+    let miscounted = path.contains("/fair_server/") && error.raw_os_error() == Some(EBUSY);
     let reason = in_words(error);
-    if fixed { format!("only its driver may move it ({reason})") } else { reason }
+    match () {
+        () if fixed => format!("only its driver may move it ({reason})"),
+        () if miscounted => format!("{reason}: this kernel has miscounted bandwidth; try with --rt"),
+        () => reason,
+    }
 }
 
 #[cfg(test)]

@@ -87,6 +87,7 @@ pub const STAGES: &[Stage] = &[
     Stage { name: "transparent_hugepages", find: transparent_hugepages },
     Stage { name: "ksm", find: ksm },
     Stage { name: "numa_balancing", find: |host, _, stage| plain(host, stage, values::NUMA_BALANCING, "0") },
+    // Before the next one: with it, Linux 6.12 does not refuse that one for bandwidth that it has miscounted.
     Stage { name: "rt_throttling", find: rt_throttling },
     Stage { name: "fair_server", find: fair_server },
     Stage { name: "cpuidle", find: cpuidle },

@@ -86,12 +86,6 @@ fn each_disturbance_is_found_and_no_other() {
         ),
         ("/proc/irq/default_smp_affinity", "ffffffff", &[("default_irq_affinity", Costs)], "CPUs 2-3"),
         ("/sys/devices/virtual/workqueue/cpumask", "f", &[("workqueues", Costs)], "kworker"),
-        (
-            "/proc/sys/kernel/sched_rt_runtime_us",
-            "950000",
-            &[("rt_throttling", Costs)],
-            "50 ms of every 1000 ms",
-        ),
         ("/sys/kernel/debug/sched/fair_server/cpu3/runtime", "50000000", &[("fair_server", Costs)], "CPU 3"),
         (
             "/sys/kernel/mm/transparent_hugepage/enabled",
@@ -204,6 +198,8 @@ const NOT_ALONE: &[&str] = &[
     "/proc/irq/25/smp_affinity_list",
     "/proc/self/limits",
     "/proc/sys/kernel/random/boot_id",
+    "/proc/sys/kernel/sched_rt_runtime_us",
+    "/proc/sys/kernel/sched_rt_period_us",
     "/proc/sys/kernel/perf_event_paranoid",
     "/sys/devices/system/clocksource/clocksource0/available_clocksource",
     "/sys/devices/system/cpu/cpu2/cpuidle/state1/latency",
@@ -284,11 +280,41 @@ fn what_came_with_a_release_is_not_asked_of_older_ones() {
         ("7.0-rc1", &[("fair_server", Verdict::Unknown)]),
         ("6.1.0-13-amd64", &[]),
         ("5.10.0", &[("clocksource_watchdog", Verdict::Costs)]),
-        ("x", &[("clocksource_watchdog", Verdict::Unknown), ("fair_server", Verdict::Unknown)]),
+        (
+            "x",
+            &[
+                ("clocksource_watchdog", Verdict::Unknown),
+                ("rt_throttling", Verdict::Unknown),
+                ("fair_server", Verdict::Unknown),
+            ],
+        ),
     ] {
         machine.set("/proc/sys/kernel/osrelease", release);
         assert_eq!(not_ok(&report(&machine)), expected, "{release}");
     }
+}
+
+#[test]
+fn real_time_throttling_is_read_only_where_it_matters() {
+    let machine = Machine::quiet();
+    machine.set("/proc/sys/kernel/sched_rt_runtime_us", "950000\n");
+    assert_eq!(not_ok(&report(&machine)), [], "a newer kernel leaves it to fair_server");
+    machine.set("/sys/fs/cgroup/cpu/cpu.rt_runtime_us", "950000\n");
+    assert_eq!(not_ok(&report(&machine)), [("rt_throttling", Verdict::Unknown)]);
+    for release in ["6.18.44", "6.1.0"] {
+        machine.set("/proc/sys/kernel/osrelease", release);
+        assert_eq!(not_ok(&report(&machine)), [("rt_throttling", Verdict::Costs)]);
+    }
+    let found = report(&machine);
+    assert_eq!(not_ok(&found), [("rt_throttling", Verdict::Costs)]);
+    let told = found.table(100, false);
+    assert!(told.contains("50 ms of every 1000 ms") && told.contains("--cpus 2-3 [--rt]"), "{told}");
+    for text in ["1000000\n", "-1\n"] {
+        machine.set("/proc/sys/kernel/sched_rt_runtime_us", text);
+        assert_eq!(not_ok(&report(&machine)), [], "{text}");
+    }
+    machine.set("/proc/sys/kernel/sched_rt_runtime_us", "?");
+    assert_eq!(not_ok(&report(&machine)), [("rt_throttling", Verdict::Unknown)]);
 }
 
 #[test]
