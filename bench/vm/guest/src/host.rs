@@ -151,6 +151,29 @@ fn prepare(host: &Host, file: &StateFile) -> Result<()> {
     Ok(())
 }
 
+/// What the kernel counts as promised to its deadline servers, in each scheduling domain.
+fn promised() -> Result<Vec<String>> {
+    let path = format!("{DEBUGFS}/sched/debug");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    Ok(text.lines().filter(|line| line.contains("dl_bw->total_bw")).map(str::to_owned).collect())
+}
+
+/// Linux 6.12 loses this count when `sched_rt_runtime_us` is read, and then keeps its deadline servers: so a check does not read it.
+pub(crate) fn deadline_servers_are_counted() -> Result<()> {
+    let _noisy = Noisy::make()?;
+    let (host, file) = (Host::default(), StateFile::at(OTHER_STATE));
+    let before = promised()?;
+    ensure!(before.iter().any(|line| !line.ends_with(" 0")), "nothing to lose: {before:?}");
+    verdict(&host, "rt_throttling")?;
+    ensure!(promised()? == before, "{before:?} before a check, {:?} after it", promised()?);
+    let outcome = host::prepare(&host, host::plan(&host, &cpus(), Options::default())?, &file)?;
+    let stopped = outcome.changes.iter().any(|change| change.stage == "fair_server");
+    ensure!(stopped, "the server runs: {:?}", outcome.notes);
+    ensure!(host::restore(&host, &file, false)?.left().count() == 0, "not restored");
+    ensure!(promised()? == before, "{before:?} before prepare, {:?} after restore", promised()?);
+    Ok(())
+}
+
 /// Every setting is the old one again, byte by byte.
 pub(crate) fn prepare_then_restore() -> Result<()> {
     let _noisy = Noisy::make()?;

@@ -36,6 +36,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("items_on_a_cpu_outside_the_cpuset_are_drained", cpuset::stranded_items_are_drained),
     ("a_cpuset_of_one_cpu_takes_the_memory_of_one", cpuset::memory_is_that_of_one_cpu),
     ("bpf_lsm_is_active", lsm::bpf_is_active),
+    ("deadline_servers_are_counted_after_check_and_restore", host::deadline_servers_are_counted),
     ("prepare_then_restore_leaves_every_setting_as_it_was", host::prepare_then_restore),
     ("a_partition_in_use_is_left_by_restore", host::partition_in_use_is_left),
 ];
