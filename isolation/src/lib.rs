@@ -7,6 +7,7 @@
 //! `unsafe` is in `sys`, and in the parts of `strict` and `trace` that are signal handlers or rings.
 
 mod clock;
+pub mod host;
 mod kernel;
 pub mod memory;
 pub mod observer;
@@ -17,6 +18,7 @@ pub mod trace;
 pub mod tracefs;
 pub mod user_stack;
 mod watched;
+
 
 pub use kernel::KernelIsolation;
 pub use observer::{Observer, Violation};

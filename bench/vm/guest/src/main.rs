@@ -5,6 +5,7 @@
 //! the next one runs in the same guest.
 
 mod cpuset;
+mod host;
 mod hotplug;
 mod lsm;
 mod pinned;
@@ -36,6 +37,9 @@ const CHECKS: &[(&str, Check)] = &[
     ("items_on_a_cpu_outside_the_cpuset_are_drained", cpuset::stranded_items_are_drained),
     ("a_cpuset_of_one_cpu_takes_the_memory_of_one", cpuset::memory_is_that_of_one_cpu),
     ("bpf_lsm_is_active", lsm::bpf_is_active),
+    ("deadline_servers_are_counted_after_check_and_restore", host::deadline_servers_are_counted),
+    ("prepare_then_restore_leaves_every_setting_as_it_was", host::prepare_then_restore),
+    ("a_partition_in_use_is_left_by_restore", host::partition_in_use_is_left),
 ];
 
 /// How long a check may take.
