@@ -27,3 +27,8 @@ pub use strict::{
     Config, Isolated, Mode, Prepared, Refusal, Signals, Source, Strictness, Turn, Window, prepare,
 };
 pub use watched::Watched;
+
+/// The guide's program, so that it compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/isolation.md")]
+struct Guide;
