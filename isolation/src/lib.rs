@@ -17,8 +17,8 @@ mod sys;
 pub mod trace;
 pub mod tracefs;
 pub mod user_stack;
+mod vectors;
 mod watched;
-
 
 pub use kernel::KernelIsolation;
 pub use observer::{Observer, Violation};

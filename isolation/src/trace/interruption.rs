@@ -1,7 +1,7 @@
 //! What took the CPU from a worker: the finding, as plain data.
 #![forbid(unsafe_code)]
 
-use super::names;
+use crate::vectors::VECTORS;
 use std::fmt;
 
 /// Who or what it was.
@@ -104,5 +104,5 @@ pub struct Totals {
 }
 
 pub(super) fn vector(index: usize) -> Cause {
-    Cause::Vector(names::VECTORS.get(index).copied().unwrap_or("unknown"))
+    Cause::Vector(VECTORS.get(index).copied().unwrap_or("unknown"))
 }

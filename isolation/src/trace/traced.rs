@@ -3,12 +3,13 @@
 
 use super::event::{Event, Kind, Layout, What, decode};
 use super::interruption::{Cause, Interruption, Sender, Totals};
-use super::names::{IRQ_WORK, VECTORS};
+use super::names::IRQ_WORK;
 use super::ring::Ring;
 use super::symbols::KernelSymbols;
 use super::sys;
 use super::tracker::Tracker;
 use crate::tracefs::Tracefs;
+use crate::vectors::VECTORS;
 use percpu::Topology;
 use std::collections::{HashMap, VecDeque};
 use std::fs;
