@@ -49,7 +49,12 @@ fn one_line(error: &clap::Error) -> String {
     match error.get(ContextKind::SuggestedArg).or(error.get(ContextKind::SuggestedValue)) {
         Some(ContextValue::String(known)) => format!("{problem}: did you mean {known}?"),
         Some(ContextValue::Strings(known)) => format!("{problem}: did you mean {}?", known.join(" or ")),
-        _ => format!("{problem} (--help lists the options)"),
+        _ => match error.get(ContextKind::ValidValue) {
+            Some(ContextValue::Strings(known)) if !known.is_empty() => {
+                format!("{problem}: choose {}", known.join(", "))
+            }
+            _ => format!("{problem} (--help lists the options)"),
+        },
     }
 }
 

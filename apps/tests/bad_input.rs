@@ -181,6 +181,45 @@ fn memory() -> Vec<Case> {
     cases
 }
 
+fn isolation() -> Vec<Case> {
+    let isolated = |args: &[&str], status: i32, words: &[&str]| {
+        Case::options(&[&["--isolation", "soft"], args].concat(), status, words)
+    };
+    let off = |args: &[&str], option: &str| Case::options(args, 2, &[option, "add --isolation soft"]);
+    let mut cases = vec![
+        Case::options(&["--isolation", "bogus"], 2, &["--isolation", "off, soft, strict"]),
+        Case::options(&["--isolation", "sotf"], 2, &["did you mean soft"]),
+        Case::options(&["--isolation"], 2, &["--isolation"]),
+        isolated(&["--signal", "nonsense"], 2, &["syscalls,exceptions,interrupts"]),
+        isolated(&["--signal", ""], 2, &["syscalls,exceptions,interrupts"]),
+        isolated(&["--allow", "interrupts"], 2, &["leave interrupts out of --signal"]),
+        isolated(&["--allow", "everything"], 2, &["syscalls,exceptions,interrupts"]),
+        isolated(&["--on-violation", "rearm"], 2, &["add --one-shot"]),
+        isolated(&["--on-violation", "panic"], 2, &["log, rearm, exit, abort"]),
+        isolated(&["--quiesce", "perhaps"], 2, &["on, off"]),
+        isolated(&["--violations", "/no/such/folder/log.jsonl"], 1, &["/no/such/folder", "choose a path"]),
+        isolated(&["--violations", "/proc"], 1, &["/proc", "choose a path"]),
+        off(&["--signal", "syscalls"], "--signal"),
+        off(&["--allow", "syscalls"], "--allow"),
+        off(&["--one-shot"], "--one-shot"),
+        off(&["--on-violation", "exit"], "--on-violation"),
+        off(&["--quiesce", "on"], "--quiesce"),
+        off(&["--violations", "log.jsonl"], "--violations"),
+        off(&["--isolation", "off", "--one-shot"], "--one-shot"),
+    ];
+    // A machine that can do it is not refused.
+    let tickless = std::fs::read_to_string("/sys/devices/system/cpu/nohz_full").unwrap_or_default();
+    if tickless.contains(|letter: char| letter.is_ascii_digit()) {
+        eprintln!("SKIPPED isolation (part): CPU {} is tickless", tickless.trim());
+    } else if Topology::read().unwrap().allowed.len() > 1 {
+        // The machine is to blame and not the command line: status 1.
+        cases.push(Case::options(&["--isolation", "strict"], 1, &["nohz_full=", "--isolation soft"]));
+    } else {
+        cases.push(Case::options(&["--isolation", "strict"], 2, &["the only CPU", "--isolation soft"]));
+    }
+    cases
+}
+
 fn the_run() -> Vec<Case> {
     // Without a duration: a second one would be an error of its own.
     let run =
@@ -200,8 +239,16 @@ fn the_run() -> Vec<Case> {
 #[test]
 fn bad_input_is_refused_in_one_line_each() {
     let folder = tempfile::tempdir().unwrap();
-    let groups =
-        [specifications(), captures(folder.path()), interfaces(), cpus(), port_maps(), memory(), the_run()];
+    let groups = [
+        specifications(),
+        captures(folder.path()),
+        interfaces(),
+        cpus(),
+        port_maps(),
+        memory(),
+        isolation(),
+        the_run(),
+    ];
     let cases: Vec<Case> = groups.into_iter().flatten().collect();
     let distinct = cases.iter().map(|case| &case.args).collect::<BTreeSet<_>>().len();
     let complaints: Vec<String> = cases.iter().filter_map(Case::complaint).collect();

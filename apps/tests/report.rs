@@ -5,15 +5,15 @@
 mod common;
 
 use common::{l2fwd, read_report, run_within};
-use serde_json::Value;
-use std::collections::BTreeSet;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::time::Duration;
 
 /// Each object of the report, by its place in it (`/0` is a list's first), with its keys. A new key is a word more in one line here,
 /// and in docs/counters.md.
 const KEYS: &[(&str, &[&str])] = &[
-    ("", &["duration_s", "tsc_hz", "ports", "workers", "pool"]),
+    ("", &["duration_s", "tsc_hz", "ports", "workers", "pool", "isolation", "violations"]),
     (
         "/ports/0",
         &[
@@ -32,6 +32,44 @@ const KEYS: &[(&str, &[&str])] = &[
     ("/workers/0", &["cpu", "packets", "tsc_per_packet", "turns", "loop_gap_ns", "affinity_changes"]),
     ("/workers/0/loop_gap_ns", &["p50", "p99", "p999", "p9999", "max"]),
     ("/pool", &["frames", "free", "held", "leaked"]),
+    (
+        "/isolation",
+        &[
+            "mode",
+            "signal",
+            "tickless",
+            "suspended_by",
+            "signals",
+            "allowed",
+            "not_recorded",
+            "interrupts",
+            "softirqs",
+            "threads",
+            "trace_lost",
+            "unexplained_gaps",
+            "unexplained_ns",
+            "unexplained_longest_ns",
+            "dropped",
+            "dropped_without_violation",
+            "cannot_know",
+        ],
+    ),
+];
+
+/// Each line of `--violations`.
+const VIOLATION_KEYS: &[&str] = &[
+    "time",
+    "worker",
+    "cpu",
+    "cause",
+    "detail",
+    "duration_ns",
+    "address",
+    "user_stack",
+    "kernel_stack",
+    "port",
+    "queue",
+    "dropped",
 ];
 
 /// What pktgen's report has beyond that.
@@ -96,8 +134,15 @@ fn the_keys_are_those_that_users_know() {
     ]));
     KEYS.iter().for_each(|(place, keys)| assert_keys(&report, place, keys));
     // `extra` is left out where a driver has no numbers of its own.
-    let report = report_of(l2fwd(&["--port", "mem:null", "--port", "mem:null", "--duration", "0.1"]));
+    assert_eq!((&report["isolation"]["mode"], &report["violations"]), (&"off".into(), &json!({})));
+    let run = ["--port", "mem:null", "--port", "mem:null", "--duration", "0.1"];
+    let report = report_of(l2fwd(&run));
     assert!(report["ports"][0].get("extra").is_none(), "{report:#}");
+    // As user or root, isolated or not.
+    let report = report_of(l2fwd(&[&run[..], &["--isolation", "soft"]].concat()));
+    KEYS.iter()
+        .filter(|(place, _)| *place == "/isolation")
+        .for_each(|(place, keys)| assert_keys(&report, place, keys));
 
     let mut pktgen = Command::new(env!("CARGO_BIN_EXE_pktgen"));
     pktgen.args(["--port", "mem:cable", "--port", "mem:cable", "--count", "100"]);
@@ -107,13 +152,40 @@ fn the_keys_are_those_that_users_know() {
 }
 
 #[test]
+fn namespace_the_keys_of_violations_are_those_that_users_know() {
+    const TEST: &str = "namespace_the_keys_of_violations_are_those_that_users_know";
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED {TEST}: needs root to hear of interrupts");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("violations.jsonl");
+    let run = ["--port", "mem:null", "--port", "mem:null", "--duration", "0.5", "--isolation", "soft"];
+    let report = report_of(l2fwd(&[&run[..], &["--violations", path.to_str().unwrap()]].concat()));
+    let text = std::fs::read_to_string(&path).unwrap();
+    let mut by_cause: BTreeMap<String, u64> = BTreeMap::new();
+    for line in text.lines() {
+        let violation: Value = serde_json::from_str(line).unwrap();
+        assert_keys(&violation, "", VIOLATION_KEYS);
+        *by_cause.entry(violation["cause"].as_str().unwrap().to_owned()).or_default() += 1;
+    }
+    assert!(!by_cause.is_empty(), "not a tick in half a second: {report:#}");
+    assert_eq!(report["violations"], json!(by_cause), "the report counts the lines");
+}
+
+#[test]
 fn every_key_is_documented() {
     let document = include_str!("../../docs/counters.md");
-    let section = document.split_once("\n## The report\n").unwrap().1.split_once("\n## ").unwrap().0;
     let keys: BTreeSet<&str> = KEYS.iter().chain(PKTGEN_KEYS).flat_map(|(_, keys)| *keys).copied().collect();
     // `ports[]` is how a list is written there.
-    let documented =
-        |key: &str| section.contains(&format!("`{key}`")) || section.contains(&format!("`{key}[]`"));
-    let missing: Vec<&str> = keys.into_iter().filter(|key| !documented(key)).collect();
-    assert!(missing.is_empty(), "docs/counters.md: not a word, under \"The report\", on {missing:?}");
+    let assert_documented = |heading: &str, keys: &[&str]| {
+        let section = document.split_once(&format!("\n## {heading}\n")).unwrap().1;
+        let section = section.split_once("\n## ").unwrap().0;
+        let documented =
+            |key: &&&str| section.contains(&format!("`{key}`")) || section.contains(&format!("`{key}[]`"));
+        let missing: Vec<&&str> = keys.iter().filter(|key| !documented(key)).collect();
+        assert!(missing.is_empty(), "docs/counters.md: not a word, under \"{heading}\", on {missing:?}");
+    };
+    assert_documented("The report", &keys.into_iter().collect::<Vec<_>>());
+    assert_documented("Violations", VIOLATION_KEYS);
 }

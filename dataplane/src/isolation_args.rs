@@ -14,7 +14,7 @@ pub enum IsolationMode {
     Off,
     /// Kernel entries are signalled and logged; what the machine lacks is said
     Soft,
-    /// The same, and refuses to start where the machine cannot keep the kernel away
+    /// The same, and refuses to start (status 1) where the machine cannot keep the kernel away
     Strict,
 }
 

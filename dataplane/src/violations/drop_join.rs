@@ -68,7 +68,7 @@ impl DropJoin {
         let mut losses = Losses::new();
         for (key, total) in &totals {
             let before = self.totals.get(key).copied().unwrap_or(0);
-            // A counter that goes back takes packets off that were no losses after all: see `settle_all`.
+            // A counter that goes back was set back by its driver: what it counts from there on is new.
             if *total > before {
                 losses.insert(*key, total - before);
             }

@@ -103,8 +103,9 @@ impl Tracker {
                 }
             }
             What::Exit | What::SoftirqExit => {
-                if ours && let Some(entry) = &mut self.entry {
-                    entry.depth = entry.depth.saturating_sub(1);
+                // One that is over already ends no more: that is the end of a system call's own work, which began nothing.
+                if ours && let Some(entry) = self.entry.as_mut().filter(|entry| entry.depth > 0) {
+                    entry.depth -= 1;
                     entry.end_ns = time_ns;
                 }
             }
@@ -367,6 +368,19 @@ mod tests {
             .at(900, 0, switch(0, false, WORKER, "worker-0"))
             .flush(5000);
         assert_eq!(spans(&found), [(700, 900, "blocked".into())]);
+    }
+
+    #[test]
+    fn the_softirqs_of_calls_after_a_tick_do_not_make_it_longer() {
+        let mut scene = Scene::new().at(10, WORKER, What::VectorEntry(0)).at(14, WORKER, What::Exit);
+        for call in 1..=10 {
+            scene.tracker.flush((call * 300 - 5) * 1000, &mut scene.out);
+            let event =
+                Event { time_ns: call * 300_000, tid: WORKER, what: What::SoftirqEntry(3), stack: vec![666] };
+            scene.tracker.event(event, |stack| stack == [666], &mut scene.out);
+            scene = scene.at(call * 300 + 40, WORKER, What::SoftirqExit);
+        }
+        assert_eq!(spans(&scene.flush(9000)), [(10, 14, "irq:local_timer".into())]);
     }
 
     #[test]

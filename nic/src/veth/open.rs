@@ -4,7 +4,7 @@
 use super::{OWN_END, VethPlan, namespace};
 use crate::afxdp::{self, Interface};
 use crate::netlink::{RouteSocket, VethEnd};
-use crate::port::{LinkState, MacAddress, OpenContext, OpenPort, Port, PortError};
+use crate::port::{LinkState, MacAddress, OpenContext, OpenPort, Port, PortError, PortGone};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
@@ -106,6 +106,14 @@ impl Port for VethPort {
 
     fn refresh(&mut self) {
         self.inner.refresh();
+    }
+
+    fn lost_output(&self) -> Option<PortGone> {
+        self.inner.lost_output()
+    }
+
+    fn refresh_drops(&mut self) {
+        self.inner.refresh_drops();
     }
 
     fn extra_counters(&self) -> Vec<(String, u64)> {
