@@ -297,11 +297,15 @@ impl Trace {
         };
         let sent = self.sent.iter().filter(is_it).max_by_key(|sent| sent.event.time_ns)?;
         let What::Send { callsite, callback, .. } = &sent.event.what else { return None };
-        let comm = fs::read_to_string(format!("/proc/{}/comm", sent.event.tid)).unwrap_or_default();
+        let comm = match sent.event.tid {
+            // Each CPU has one, and `/proc` none.
+            0 => "idle".to_owned(),
+            tid => fs::read_to_string(format!("/proc/{tid}/comm")).unwrap_or_default().trim_end().to_owned(),
+        };
         Some(Sender {
             cpu: sent.cpu,
             tid: sent.event.tid,
-            comm: comm.trim_end().to_owned(),
+            comm,
             callsite: *callsite,
             callback: *callback,
             stack: sent.event.stack.clone(),

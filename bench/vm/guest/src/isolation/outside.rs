@@ -113,8 +113,11 @@ pub(crate) fn a_shootdown_has_its_sender() -> Result<()> {
         is_sent_by(one, "neighbour")
             && one.detail.contains("flush_tlb")
             && one.kernel_stack.iter().any(|function| function.contains("munmap"))
+            && one.user_stack.iter().any(|function| function.contains("scene::work"))
     })?;
     ensure!(found.len() == 1, "{} violations by one", found.len());
+    let signals = scene.count(Source::Vector("call_function_single"));
+    ensure!(signals == 1, "{signals} signals by one");
     ensure!(scene.leave()? == Stay::Whole, "the stay has ended");
     neighbour.end()
 }
@@ -155,6 +158,7 @@ pub(crate) fn a_real_time_task_is_named() -> Result<()> {
             && one.detail.starts_with(&pid)
             && one.duration_ns.is_some_and(|ns| ns >= HOG.as_nanos() as u64)
     })?;
+    ensure!(scene.count(Source::Switch) > 0, "it was not signalled");
     ensure!(found.len() == 1, "{} violations by one", found.len());
     ensure!(scene.leave()? == Stay::Whole, "the stay has ended");
     Ok(())
@@ -182,6 +186,7 @@ pub(crate) fn a_device_interrupt_is_named() -> Result<()> {
     all_are(&found, "the console", |one| {
         one.cause == "irq:ttyS0" && one.detail.starts_with(&format!("irq {irq}"))
     })?;
+    ensure!(scene.count(Source::DeviceInterrupt) > 0, "it was not signalled");
     ensure!(scene.leave()? == Stay::Whole, "the stay has ended");
     Ok(())
 }
@@ -199,6 +204,7 @@ pub(crate) fn a_profiler_is_named() -> Result<()> {
             && one.detail.contains(&sender)
             && one.kernel_stack.iter().any(|function| function.contains("perf"))
     })?;
+    ensure!(scene.count(Source::Vector("call_function_single")) > 0, "it was not signalled");
     ensure!(scene.leave()? == Stay::Whole, "the stay has ended");
     Ok(())
 }
