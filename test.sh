@@ -343,7 +343,7 @@ namespace_tests() {
 # Machines that QEMU plays. Where it cannot be had (3), the tests skip themselves.
 guest_tests() {
     bench/vm/fetch.sh || (($? == 3)) || return 1
-    cargo test --locked -p bench --test vm --no-fail-fast -- guest_ --nocapture
+    cargo test --locked -p bench --test vm --test isolation --no-fail-fast -- guest_ --nocapture
 }
 
 # The property tests, by their names' beginning, one after the other on each CPU.

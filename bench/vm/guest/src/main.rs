@@ -1,5 +1,5 @@
 //! Checks of what may only be tried in a guest (see `bench::vm`): CPUs go off line, cpusets shrink. To add one: a function that returns
-//! `anyhow::Result<()>`, and a line in [`CHECKS`].
+//! `anyhow::Result<()>`, and a line in [`CHECKS`], or in [`isolation::CHECKS`] where it takes a CPU that the kernel leaves alone.
 //!
 //! Each check runs in a process of its own, so that one that crashes or hangs costs its own result only. What it changes it puts back:
 //! the next one runs in the same guest.
@@ -7,6 +7,7 @@
 mod cpuset;
 mod host;
 mod hotplug;
+mod isolation;
 mod lsm;
 mod pinned;
 mod rseq;
@@ -45,25 +46,41 @@ const CHECKS: &[(&str, Check)] = &[
 /// How long a check may take.
 const LIMIT: Duration = Duration::from_secs(20);
 
-const USAGE: &str = "usage: guest [--list | CHECK...]: runs the checks named, or all";
+const USAGE: &str =
+    "usage: guest [--list] [--isolated] [CHECK...]: lists or runs the checks named, or all of a group";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["--list"] => CHECKS.iter().for_each(|(name, _)| println!("{name}")),
-        ["--here", name] => println!("RESULT {name} {}", here(name)?),
-        [option, ..] if option.starts_with('-') => bail!(USAGE),
-        _ => {
-            only_in_a_guest()?;
-            let chosen: Vec<&str> = match &arguments[..] {
-                [] => CHECKS.iter().map(|(name, _)| *name).collect(),
-                names => names.iter().map(String::as_str).collect(),
-            };
-            for name in chosen {
-                find(name)?;
-                in_a_process(name)?;
-            }
+    let mut words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        ["--here", name] => {
+            println!("RESULT {name} {}", here(name)?);
+            return Ok(());
         }
+        ["--helper", ref helper @ ..] => return isolation::help(helper),
+        _ => {}
+    }
+    let mut option = |name: &str| {
+        let before = words.len();
+        words.retain(|word| *word != name);
+        words.len() < before
+    };
+    let (list, isolated) = (option("--list"), option("--isolated"));
+    if words.iter().any(|word| word.starts_with('-')) {
+        bail!(USAGE);
+    }
+    if words.is_empty() {
+        let group = if isolated { isolation::CHECKS } else { CHECKS };
+        words = group.iter().map(|(name, _)| *name).collect();
+    }
+    if list {
+        words.iter().for_each(|name| println!("{name}"));
+        return Ok(());
+    }
+    only_in_a_guest()?;
+    for name in words {
+        find(name)?;
+        in_a_process(name)?;
     }
     Ok(())
 }
@@ -89,7 +106,7 @@ fn only_in_a_guest() -> Result<()> {
 }
 
 fn find(name: &str) -> Result<Check> {
-    let found = CHECKS.iter().find(|(known, _)| *known == name);
+    let found = CHECKS.iter().chain(isolation::CHECKS).find(|(known, _)| *known == name);
     Ok(found.with_context(|| format!("no check \"{name}\": \"guest --list\" names them"))?.1)
 }
 
