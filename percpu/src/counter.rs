@@ -47,7 +47,7 @@ impl Counters {
         self.check(number);
         if let Some(place) = self.slots.place() {
             // SAFETY: `number` is below the count that the slots were made for.
-            if unsafe { section::add(place, number * size_of::<u64>(), value) }.is_ok() {
+            if unsafe { section::add(place, number * size_of::<u64>(), value) } {
                 return;
             }
         }
@@ -59,7 +59,7 @@ impl Counters {
         for _ in 0..ATTEMPTS {
             let Some(place) = self.slots.place() else { break };
             // SAFETY: as in `add`.
-            if unsafe { section::add(place, number * size_of::<u64>(), value) }.is_ok() {
+            if unsafe { section::add(place, number * size_of::<u64>(), value) } {
                 return;
             }
         }

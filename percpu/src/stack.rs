@@ -126,7 +126,7 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
     pub fn pop_one(&self) -> Option<T> {
         if let Some(place) = self.slots.place()
             // SAFETY: the slots were made for items of this type.
-            && let Ok(Some(item)) = unsafe { section::pop_one(place) }
+            && let Some(item) = unsafe { section::pop_one(place) }
         {
             return Some(item);
         }
@@ -149,20 +149,21 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
     /// Puts all of `items` on this CPU's stack, the last on top; what does not fit goes to the shared part.
     #[inline]
     pub fn push(&self, items: &[T]) {
-        if let Some(place) = self.slots.place()
-            && self.push_at(place, items).is_ok()
-        {
-            return;
+        if let Some(place) = self.slots.place() {
+            let done = match items {
+                // SAFETY: the slots were made for the capacity, and items of this type.
+                [item] => unsafe { section::push_one(place, self.capacity_bytes, *item) },
+                _ => self.push_at(place, items).is_ok(),
+            };
+            if done {
+                return;
+            }
         }
         self.push_again(items);
     }
 
     #[inline(always)]
     fn push_at(&self, place: Place, items: &[T]) -> Result<(), Refused> {
-        if let [item] = items {
-            // SAFETY: the slots were made for the capacity, and items of this type.
-            return unsafe { section::push_one(place, self.capacity_bytes, *item) };
-        }
         let bytes = size_of_val(items);
         if bytes > self.capacity_bytes as usize {
             return Err(Refused::Full);
