@@ -4,25 +4,16 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
-use bench::vm::{Guest, Kit, Outcome, Report, VmError, build_static, build_static_test};
-use serde_json::Value;
+mod common;
+
+use bench::vm::{Guest, Kit, VmError, build_static, build_static_test};
+use common::{json_behind, kit, number, tell_checks};
 use std::env;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
-
-/// What was fetched; where nothing was, the test is skipped.
-fn kit(test: &str) -> Option<Kit> {
-    match Kit::find() {
-        Ok(kit) => Some(kit),
-        Err(error) => {
-            eprintln!("SKIPPED {test}: {error}");
-            None
-        }
-    }
-}
 
 #[test]
 fn guest_checks() {
@@ -40,23 +31,26 @@ fn guest_checks() {
         .timeout(Duration::from_secs(120));
     let report = guest.boot(&kit).unwrap_or_else(|error| panic!("{error}"));
 
-    let (mut passed, mut failures) = (0, Vec::new());
-    for name in names.lines() {
-        match report.outcome(name) {
-            Outcome::Ok => passed += 1,
-            // As libtest counts a test that skips itself.
-            Outcome::Skipped(why) => {
-                passed += 1;
-                println!("SKIPPED guest_checks {name}: {why}");
-            }
-            Outcome::Failed(why) => failures.push(format!("{name}: {why}")),
-        }
-    }
-    assert!(passed + failures.len() > 0, "the guest has no checks");
-    // In libtest's words, which test.sh counts.
-    println!("\ntest result: in the guest. {passed} passed; {} failed;", failures.len());
-    let (logs, failures) = (report.logs.display(), failures.join("\n"));
-    assert!(failures.is_empty(), "in the guest, whose console is in {logs}:\n{failures}");
+    tell_checks("guest_checks", &report, &names);
+}
+
+/// A container's view: one CPU of a machine of eight.
+#[test]
+fn guest_checks_on_eight_cpus() {
+    let Some(kit) = kit("guest_checks_on_eight_cpus") else { return };
+    let program = build_static("guest", "guest").unwrap_or_else(|error| panic!("{error}"));
+    let checks = [
+        "a_cpuset_of_one_cpu_takes_the_memory_of_one",
+        "items_on_a_cpu_outside_the_cpuset_are_drained",
+        "an_unplug_is_noticed_by_thread_and_watch",
+    ];
+    let guest = Guest::new("eight")
+        .cpus(8)
+        .file("bin/guest", &program)
+        .run(&format!("guest {}", checks.join(" ")))
+        .timeout(Duration::from_secs(120));
+    let report = guest.boot(&kit).unwrap_or_else(|error| panic!("{error}"));
+    tell_checks("guest_checks_on_eight_cpus", &report, &checks.join("\n"));
 }
 
 /// percpu's own tests on another kernel: the critical sections, and what takes a kernel with the BPF security module.
@@ -77,24 +71,6 @@ fn guest_runs_percpu_tests() {
     assert_eq!(lines("test result: ok").len(), tests.len(), "{:#?}", report.output);
     assert!(lines("SKIPPED").is_empty(), "this guest has all that they need: {:?}", lines("SKIPPED"));
     lines("test result: ok").iter().for_each(|line| println!("{line}"));
-}
-
-/// The JSON that a command printed behind the line `mark`.
-#[track_caller]
-fn json_behind(report: &Report, mark: &str) -> Value {
-    let lines = report.output.iter().skip_while(|line| *line != mark).skip(1);
-    let text: String = lines.map(|line| format!("{line}\n")).collect();
-    let first = serde_json::Deserializer::from_str(&text).into_iter().next();
-    first.unwrap_or_else(|| panic!("nothing behind {mark}: {:#?}", report.output)).unwrap()
-}
-
-/// The number at a place of a report.
-#[track_caller]
-fn number(report: &Value, place: &str) -> u64 {
-    report
-        .pointer(place)
-        .and_then(Value::as_u64)
-        .unwrap_or_else(|| panic!("no number at {place}: {report:#}"))
 }
 
 /// Two workers, which need three CPUs: each has its queues of both ports, moves packets, and the books are right.

@@ -11,6 +11,7 @@ use crate::signals::Signals;
 use crate::table::Table;
 use crate::violations::{LOOK_PERIOD, Watcher};
 use crate::worker::RunState;
+use nic::Pool;
 use nic::port::{LinkState, PortGone};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -42,6 +43,7 @@ pub(crate) fn run(
             if let Some(gone) = all_gone(registry) {
                 break Some(gone);
             }
+            state.pool.serve_requests();
         }
         watcher.look(registry);
         let draw = !args.stats_period.is_zero() && elapsed >= next_table;
@@ -49,7 +51,7 @@ pub(crate) fn run(
             next_refresh = elapsed + REFRESH_PERIOD;
             registry.ports.iter_mut().for_each(|entry| entry.port.refresh());
             watch_affinity(registry);
-            recall_frames(state);
+            recall_frames(&state.pool);
         }
         if draw {
             table.draw(registry, elapsed);
@@ -132,13 +134,16 @@ fn watch_affinity(registry: &mut Registry) {
     }
 }
 
-/// Takes back free frames from CPUs that no worker can run on any more.
-fn recall_frames(state: &RunState) {
-    match state.pool.drain_stranded() {
-        Ok(0) => {}
-        Ok(frames) => tracing::info!("{frames} free frames taken back from CPUs that no thread can run on"),
-        Err(error) => tracing::debug!("cannot look for frames on lost CPUs: {error}"),
+/// Takes back free frames from CPUs that no worker can run on any more, and says how many.
+fn recall_frames(pool: &Pool) -> usize {
+    let frames = pool.drain_stranded().unwrap_or_else(|error| {
+        tracing::debug!("cannot look for frames on lost CPUs: {error}");
+        0
+    });
+    if frames > 0 {
+        tracing::info!("{frames} free frames taken back from CPUs that no thread can run on");
     }
+    frames
 }
 
 /// The last of the ports to go, when none is left.
@@ -153,4 +158,62 @@ fn all_gone(registry: &Registry) -> Option<PortGone> {
         }
     }
     last
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use nic::PoolConfig;
+    use percpu::{CpuList, Topology, pin_on_cpu};
+    use std::process::Command;
+    use std::{env, fs, thread};
+
+    const TEST: &str = "frames_on_a_cpu_that_no_thread_can_run_on_are_recalled";
+    const ALONE: &str = "ISOPLANE_TEST_ALONE";
+
+    /// In a process of its own: every thread of it loses a CPU.
+    #[test]
+    fn frames_on_a_cpu_that_no_thread_can_run_on_are_recalled() {
+        let allowed: Vec<usize> = Topology::read().unwrap().allowed.iter().collect();
+        let [kept, .., lost] = allowed[..] else {
+            return eprintln!("SKIPPED {TEST}: needs a second CPU");
+        };
+        if env::var_os(ALONE).is_some() {
+            return recalled(kept, lost);
+        }
+        let child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", &format!("control::tests::{TEST}"), "--test-threads=1"])
+            .env(ALONE, "1")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&child.stdout);
+        assert!(child.status.success() && text.contains("1 passed"), "{text}");
+    }
+
+    fn recalled(kept: usize, lost: usize) {
+        let pool = Pool::new(&PoolConfig { frames: 1024, ..PoolConfig::default() }).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let _pinned = pin_on_cpu(lost).unwrap();
+                drop((0..100).map(|_| pool.allocate(60).unwrap()).collect::<Vec<_>>());
+            });
+        });
+        assert_eq!(recall_frames(&pool), 0, "taken from a CPU that can be used");
+        for task in fs::read_dir("/proc/self/task").unwrap() {
+            let tid = task.unwrap().file_name().to_str().unwrap().parse().unwrap();
+            let mut set = nix::sched::CpuSet::new();
+            set.set(kept).unwrap();
+            let result = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(tid), &set);
+            assert!(matches!(result, Ok(()) | Err(nix::errno::Errno::ESRCH)), "{result:?}");
+        }
+        assert_eq!(Topology::read().unwrap().allowed, CpuList::from_iter([kept]));
+        // A thread that has been joined may still be on its way out, and have both CPUs.
+        let (start, mut recalled) = (Instant::now(), 0);
+        while recalled == 0 && start.elapsed() < Duration::from_secs(10) {
+            recalled = recall_frames(&pool);
+        }
+        assert!(recalled >= 100, "{recalled} of at least 100 frames");
+        assert_eq!((recall_frames(&pool), pool.audit().free), (0, 1024));
+    }
 }

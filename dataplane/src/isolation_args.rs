@@ -116,7 +116,7 @@ impl IsolationArgs {
         }
         if self.isolation == IsolationMode::Strict && shared_cpu {
             return refuse(
-                "--isolation strict: worker and control core share the only CPU there is; use --isolation soft, or give the process a second CPU",
+                "--isolation strict: worker and control core share the only CPU there is; give the process a second CPU (one that the kernel isolates it has only by \"taskset -c\"), or use --isolation soft",
             );
         }
         Ok(())

@@ -4,12 +4,16 @@
 //! worker also keeps the longest gap where the control core can see it.
 #![forbid(unsafe_code)]
 
+use crossbeam_queue::ArrayQueue;
 use hdrhistogram::Histogram;
 use percpu::tsc;
 use serde::Serialize;
 
 /// Ten minutes at 5 GHz: longer gaps are counted as this one.
 const MAX_TICKS: u64 = 10 * 60 * 5_000_000_000;
+
+/// Long gaps of one isolated worker, for the control core to look into: from when to when, by the time stamp counter.
+pub(crate) type Gaps = ArrayQueue<(u64, u64)>;
 
 pub(crate) struct LoopGap(Histogram<u64>);
 

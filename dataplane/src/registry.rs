@@ -1,7 +1,7 @@
 //! The one registry of counters: what the live table, the report and every later exporter read, so that they can never disagree.
 #![forbid(unsafe_code)]
 
-use crate::violations::Gaps;
+use crate::loop_gap::Gaps;
 use crate::worker::WorkerCounters;
 use nic::port::{LinkState, Port};
 use nic::{DropReason, QueueCounters};

@@ -45,7 +45,7 @@ pub struct IsolationReport {
     pub allowed: u64,
     /// Signals that were counted, and not logged one by one, since they came too fast.
     pub not_recorded: u64,
-    /// Interrupts on the workers' CPUs, whomever they hit.
+    /// Interrupts on the workers' CPUs while they were isolated, whomever they hit.
     pub interrupts: u64,
     /// Soft interrupts there.
     pub softirqs: u64,

@@ -6,9 +6,9 @@
 
 use crate::application::Application;
 use crate::isolation_args::OnViolation;
+use crate::loop_gap::Gaps;
 use crate::loop_gap::LoopGap;
 use crate::outputs::Outputs;
-use crate::violations::Gaps;
 use crossbeam_queue::ArrayQueue;
 use isolation::{Isolated, Turn, Window};
 use nic::port::{Doorbell, PortGone, RxQueue};

@@ -7,6 +7,7 @@
 //! `unsafe` is in `sys`, and in the parts of `strict` and `trace` that are signal handlers or rings.
 
 mod clock;
+pub mod host;
 mod kernel;
 pub mod memory;
 pub mod observer;
@@ -16,6 +17,7 @@ mod sys;
 pub mod trace;
 pub mod tracefs;
 pub mod user_stack;
+mod vectors;
 mod watched;
 
 pub use kernel::KernelIsolation;
@@ -25,3 +27,8 @@ pub use strict::{
     Config, Isolated, Mode, Prepared, Refusal, Signals, Source, Strictness, Turn, Window, prepare,
 };
 pub use watched::Watched;
+
+/// The guide's program, so that it compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/isolation.md")]
+struct Guide;

@@ -149,7 +149,7 @@ impl Observer {
         &self.suspended_by
     }
 
-    /// What has happened on a worker's CPU, whomever it hit.
+    /// What has happened on a worker's CPU while the worker was isolated, whomever it hit.
     pub fn totals(&self, worker: usize) -> Totals {
         self.trace.as_ref().map(|trace| trace.totals(worker)).unwrap_or_default()
     }
@@ -205,7 +205,10 @@ impl Observer {
         self.clock.refresh();
         let now_ns = tsc::monotonic_ns();
         if let Some(trace) = &mut self.trace {
-            trace.poll(&mut self.found);
+            let (workers, clock) = (&self.workers, self.clock);
+            // What entering and leaving take is not part of the stay.
+            let counts = |worker: usize, ns| workers[worker].watched.was_isolated(clock.to_tsc(ns));
+            trace.poll_counting(&mut self.found, counts);
             for (worker, interruption) in self.found.drain(..) {
                 let worker = &mut self.workers[worker];
                 worker.recent.push_back((interruption.start_ns, interruption.end_ns));
@@ -304,13 +307,16 @@ impl Observer {
             Cause::Preempted => detail.push("which task cannot be known without CAP_PERFMON".into()),
             _ => {}
         }
-        detail.extend(found.work.map(|work| format!("work {}", name(work))));
+        detail.extend(found.work.iter().map(|&work| format!("work {}", name(work))));
         let mut stack = &found.stack;
         if let Some(sender) = &found.sender {
             let who = if sender.comm.is_empty() { "a task that has ended" } else { &sender.comm };
-            let (callsite, callback) = (name(sender.callsite), sender.callback);
-            let what = if callback == 0 { callsite } else { format!("{callsite} for {}", name(callback)) };
-            detail.push(format!("sent by {who} (pid {}) on CPU {} from {what}", sender.tid, sender.cpu));
+            let functions =
+                std::iter::once(&sender.callsite).chain(&sender.stack).map(|&address| name(address));
+            // The first is where the names of all are alike: who wanted it is further out.
+            let from = functions.clone().find(|name| !sends_for_others(name)).or(functions.clone().next());
+            let from = from.unwrap_or_default();
+            detail.push(format!("sent by {who} (pid {}) on CPU {} from {from}", sender.tid, sender.cpu));
             stack = &sender.stack;
         }
         if !found.also.is_empty() {
@@ -353,6 +359,20 @@ impl Observer {
             }
         }
     }
+}
+
+/// Whether this is one of the kernel's functions that send interrupts to other CPUs for whoever calls them.
+fn sends_for_others(function: &str) -> bool {
+    const PREFIXES: [&str; 7] = [
+        "smp_call_function",
+        "__smp_call_single",
+        "generic_exec_single",
+        "on_each_cpu",
+        "irq_work_queue_on",
+        "send_call_function",
+        "stop_one_cpu",
+    ];
+    PREFIXES.iter().any(|prefix| function.starts_with(prefix))
 }
 
 fn started(trace: Trace) -> Result<Trace, TraceError> {

@@ -24,14 +24,26 @@ impl Default for Claim {
 #[derive(Debug)]
 pub(crate) struct Claimed<'a>(&'a Claim);
 
+/// Why there is no such right.
+#[derive(Debug)]
+pub(crate) enum Unclaimed<E> {
+    /// Somebody else has it.
+    Busy,
+    /// The fence failed.
+    Refused(E),
+}
+
 impl Claim {
-    /// Takes the slot; `None` where somebody else has it, or the fence fails. Never waits for another claim.
-    pub(crate) fn try_claim<E>(&self, fence: impl FnOnce() -> Result<(), E>) -> Option<Claimed<'_>> {
+    /// Takes the slot. Never waits for another claim.
+    pub(crate) fn try_claim<E>(
+        &self,
+        fence: impl FnOnce() -> Result<(), E>,
+    ) -> Result<Claimed<'_>, Unclaimed<E>> {
         // Acquire: what the last one did to the slot under its claim. SeqCst: the claim is visible before the fence.
-        self.0.compare_exchange(0, 1, Ordering::SeqCst, Ordering::Relaxed).ok()?;
+        self.0.compare_exchange(0, 1, Ordering::SeqCst, Ordering::Relaxed).map_err(|_| Unclaimed::Busy)?;
         let claimed = Claimed(self);
-        fence().ok()?;
-        Some(claimed)
+        fence().map_err(Unclaimed::Refused)?;
+        Ok(claimed)
     }
 
     /// Whether somebody has it, as a section sees it.
@@ -52,6 +64,7 @@ impl Drop for Claimed<'_> {
 #[cfg(all(test, loom))]
 mod tests {
     use super::*;
+    use crate::{Depot, Shared};
     use loom::sync::{Arc, Mutex};
     use loom::thread;
 
@@ -88,7 +101,7 @@ mod tests {
         /// Takes all items from outside.
         fn drain(&self, fence: bool) -> u32 {
             let fence = || if fence { self.fence() } else { Ok(()) };
-            let Some(_claimed) = self.claim.try_claim(fence) else { return 0 };
+            let Ok(_claimed) = self.claim.try_claim(fence) else { return 0 };
             let len = self.len.load(Ordering::Relaxed);
             self.len.store(0, Ordering::Relaxed);
             len
@@ -111,6 +124,116 @@ mod tests {
             let taken = owner.join().unwrap() + drained;
             assert_eq!(taken + slot.len.load(Ordering::Relaxed), 2, "an item was lost, or was there twice");
         });
+    }
+
+    /// A slot with its items, and the shared part: what [`Stack`](crate::Stack) is made of.
+    struct Whole {
+        slot: Slot,
+        items: [AtomicU32; 2],
+        shared: Depot<u32>,
+    }
+
+    impl Whole {
+        fn with(items: &[u32]) -> Self {
+            let [first, second] = [0, 1].map(|at| AtomicU32::new(items.get(at).copied().unwrap_or(0)));
+            Self {
+                slot: Slot {
+                    claim: Claim::default(),
+                    len: AtomicU32::new(items.len() as u32),
+                    epoch: Mutex::new(0),
+                },
+                items: [first, second],
+                shared: Depot::new(3),
+            }
+        }
+
+        /// Puts one item on the slot as a critical section does; false where the slot is full, claimed, or it was interrupted.
+        fn push_in_section(&self, item: u32) -> bool {
+            let began = *self.slot.epoch.lock().unwrap();
+            if self.slot.claim.is_taken() {
+                return false;
+            }
+            let len = self.slot.len.load(Ordering::Relaxed);
+            let Some(place) = self.items.get(len as usize) else { return false };
+            place.store(item, Ordering::Relaxed);
+            let epoch = self.slot.epoch.lock().unwrap();
+            if *epoch == began {
+                self.slot.len.store(len + 1, Ordering::Relaxed);
+            }
+            *epoch == began
+        }
+
+        fn push(&self, item: u32) {
+            if !self.push_in_section(item) {
+                self.shared.give(&[item]);
+            }
+        }
+
+        /// Where there are no sections: under a claim, or to the shared part.
+        fn push_claimed(&self, item: u32) {
+            let Ok(_claimed) = self.slot.claim.try_claim(|| Ok::<_, ()>(())) else {
+                return self.shared.give(&[item]);
+            };
+            let len = self.slot.len.load(Ordering::Relaxed);
+            match self.items.get(len as usize) {
+                Some(place) => {
+                    place.store(item, Ordering::Relaxed);
+                    self.slot.len.store(len + 1, Ordering::Relaxed);
+                }
+                None => self.shared.give(&[item]),
+            }
+        }
+
+        fn drain(&self, fence: bool) {
+            let fence = || if fence { self.slot.fence() } else { Ok(()) };
+            let Ok(_claimed) = self.slot.claim.try_claim(fence) else { return };
+            self.shared.give(&self.in_slot());
+            self.slot.len.store(0, Ordering::Relaxed);
+        }
+
+        fn in_slot(&self) -> Vec<u32> {
+            let len = self.slot.len.load(Ordering::Relaxed) as usize;
+            self.items[..len].iter().map(|item| item.load(Ordering::Relaxed)).collect()
+        }
+
+        /// Everything there is, once all threads have ended.
+        fn all(&self) -> Vec<u32> {
+            let mut all = [0; 4];
+            let count = self.shared.take(&mut all);
+            let mut all: Vec<u32> = all[..count].iter().copied().chain(self.in_slot()).collect();
+            all.sort_unstable();
+            all
+        }
+    }
+
+    /// An owner pushes while another thread drains: each item is on the slot or in the shared part, with the value it was pushed with.
+    fn pushes(fence: bool, push: fn(&Whole, u32)) {
+        loom::model(move || {
+            let whole = Arc::new(Whole::with(&[1]));
+            let owner = thread::spawn({
+                let whole = whole.clone();
+                move || [2, 3].map(|item| push(&whole, item))
+            });
+            whole.drain(fence);
+            owner.join().unwrap();
+            assert_eq!(whole.all(), [1, 2, 3], "an item was lost, or was there twice");
+        });
+    }
+
+    #[test]
+    fn what_an_owner_pushes_during_a_drain_is_there_once() {
+        pushes(true, Whole::push);
+    }
+
+    #[test]
+    #[should_panic(expected = "there twice")]
+    fn without_the_fence_a_pushed_item_would_be_lost() {
+        pushes(false, Whole::push);
+    }
+
+    #[test]
+    fn without_sections_the_claim_alone_keeps_every_item() {
+        pushes(false, Whole::push_claimed);
     }
 
     #[test]

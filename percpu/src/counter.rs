@@ -47,7 +47,7 @@ impl Counters {
         self.check(number);
         if let Some(place) = self.slots.place() {
             // SAFETY: `number` is below the count that the slots were made for.
-            if unsafe { section::add(place, number * size_of::<u64>(), value) }.is_ok() {
+            if unsafe { section::add(place, number * size_of::<u64>(), value) } {
                 return;
             }
         }
@@ -59,7 +59,7 @@ impl Counters {
         for _ in 0..ATTEMPTS {
             let Some(place) = self.slots.place() else { break };
             // SAFETY: as in `add`.
-            if unsafe { section::add(place, number * size_of::<u64>(), value) }.is_ok() {
+            if unsafe { section::add(place, number * size_of::<u64>(), value) } {
                 return;
             }
         }
@@ -88,7 +88,7 @@ impl Counters {
         })
     }
 
-    /// Bytes of the slots: those of one CPU times the CPUs it was made for.
+    /// Bytes of all slots, used or not: those of one CPU times the CPUs it was made for.
     pub fn memory_bytes(&self) -> usize {
         self.slots.bytes()
     }
@@ -102,6 +102,11 @@ impl Counter {
     /// A counter at 0.
     pub fn new() -> Self {
         Self(Counters::new(1))
+    }
+
+    /// The same, with a choice of what slots go by.
+    pub fn with_indexing(indexing: Indexing) -> Self {
+        Self(Counters::with_indexing(1, indexing))
     }
 
     /// Adds `value`.

@@ -4,9 +4,12 @@
 //! a stack, and then it is the only one who touches what is in it; then it puts it on the stack where it now belongs. So 64 items move for two
 //! compare-and-swaps. The heads carry a count of their changes, which keeps a node that went and came back from being taken for one that stayed.
 //!
-//! Progress: lock-free. A thread that is stopped in the middle keeps one node (at most 64 items) out of sight of the others until it goes on:
-//! so what is taken may be less than what is there, and never more. Order: what was written before a give is seen after
-//! the take that gets the item.
+//! Progress: lock-free as long as at most 256 threads are in the middle of a call at a time; were there more, a give could have to wait until one of
+//! them goes on. A thread that is stopped in the middle keeps one node (at most 64 items) out of sight of the others until
+//! it goes on: so what is taken may be less than what is there, and never more. Order: what was written before a give is seen after the take that gets
+//! the item.
+//!
+//! A depot is made for a number of items. To give it more is a mistake of the program: there is some room beyond, and where that ends, a panic.
 #![allow(unsafe_code)]
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering, UnsafeCell, spin_loop};
@@ -19,7 +22,7 @@ pub const NODE_ITEMS: usize = 64;
 #[cfg(loom)]
 pub const NODE_ITEMS: usize = 2;
 
-/// Nodes more than the items fill: each thread that is in the middle of a call can have one in its hands, and leave one that is not full.
+/// Nodes more than the items fill: each thread that is in the middle of a call can have one in its hands, or leave one that is not full.
 #[cfg(not(loom))]
 const SPARE_NODES: usize = 256;
 #[cfg(loom)]
@@ -62,7 +65,9 @@ pub struct Depot<T> {
     partial: Head,
     empty: Head,
     nodes: Box<[Node<T>]>,
-    /// Items inside, but for calls that are going on.
+    /// How many it was made for.
+    limit: usize,
+    /// Items inside or being given, but for calls that are going on.
     count: AtomicU64,
 }
 
@@ -113,7 +118,7 @@ impl Head {
 }
 
 impl<T: Copy + Default> Depot<T> {
-    /// A store that `items` items fit into, whoever gives them in whatever portions.
+    /// A store that `items` items fit into, whoever gives them in whatever portions. [`give`](Shared::give) panics where there are many more.
     pub fn new(items: usize) -> Self {
         let count = items.div_ceil(NODE_ITEMS) + SPARE_NODES;
         assert!(count < u32::MAX as usize, "more items than nodes can be numbered for");
@@ -125,6 +130,7 @@ impl<T: Copy + Default> Depot<T> {
             nodes: (0..count)
                 .map(|_| Node { next: AtomicU32::new(0), contents: UnsafeCell::new(contents()) })
                 .collect(),
+            limit: items,
             count: AtomicU64::new(0),
         };
         (0..count).rev().for_each(|node| depot.empty.push(&depot.nodes, node));
@@ -138,9 +144,8 @@ impl<T: Copy + Default> Depot<T> {
         } else {
             self.partial.pop(&self.nodes).or_else(|| self.empty.pop(&self.nodes))
         };
-        // All nodes are full or in the hands of others: one with room comes back when they go on.
         let Some(node) = node else {
-            spin_loop();
+            self.wait_for_room(items.len());
             return 0;
         };
         let (given, len) = self.nodes[node].contents.with_mut(|contents| {
@@ -154,6 +159,19 @@ impl<T: Copy + Default> Depot<T> {
         let home = if len == NODE_ITEMS { &self.full } else { &self.partial };
         home.push(&self.nodes, node);
         given
+    }
+
+    /// All nodes are full, or in the hands of others: then one with room comes back when they go on. Unless there are too many items.
+    #[cold]
+    fn wait_for_room(&self, left: usize) {
+        // Each item is counted before it is in a node and until it is out of it, once: a caller that keeps to the limit sees no more.
+        let count = self.count.load(Ordering::Relaxed);
+        if count > self.limit as u64 {
+            // They are not there.
+            self.count.fetch_sub(left as u64, Ordering::Relaxed);
+            panic!("a depot for {} items was given {count}: make it for as many as there can be", self.limit);
+        }
+        spin_loop();
     }
 
     fn take_some(&self, into: &mut [T]) -> Option<usize> {
@@ -231,6 +249,20 @@ mod tests {
         out.truncate(10_000);
         assert_eq!(out.into_iter().collect::<HashSet<u32>>().len(), 10_000);
         assert_eq!(depot.len(), 0);
+    }
+
+    #[test]
+    fn more_items_than_there_is_room_for_are_a_panic_and_not_a_wait() {
+        let depot = Depot::new(100);
+        let room = (2 + SPARE_NODES) * NODE_ITEMS;
+        let items: Vec<u32> = (0..room as u32).collect();
+        depot.give(&items);
+        let one_more = std::panic::AssertUnwindSafe(|| depot.give(&[1]));
+        let panic = *std::panic::catch_unwind(one_more).unwrap_err().downcast::<String>().unwrap();
+        assert!(panic.starts_with(&format!("a depot for 100 items was given {}", room + 1)), "{panic}");
+        let mut out = vec![0; room + 1];
+        assert_eq!((depot.len(), depot.take(&mut out)), (room, room));
+        depot.give(&items);
     }
 
     proptest! {

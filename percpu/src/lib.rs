@@ -3,8 +3,8 @@
 //! The lowest layer of Isoplane: it knows CPUs, the time stamp counter and BPF programs, and nothing of packets. `docs/percpu.md` tells in ten minutes how its
 //! per-CPU data works; `examples/requests.rs` uses it.
 //!
-//! `unsafe` is in the modules that touch memory several threads write, or ask the kernel: `rseq`, `slots`, `counter`, `stack`, `depot`,
-//! `log`, `membarrier`, `sys`, `tsc`.
+//! `unsafe` is in the modules that touch memory several threads write (`counter`, `depot`, `log`, `rseq::section`, `rseq::thread`, `slots`, `stack`), or ask
+//! the kernel or the CPU (`bpf::sys`, `membarrier`, `pin::sys`, `rseq::sys`, `sys`, `tsc`); every other forbids it.
 
 pub mod bpf;
 mod claim;

@@ -83,6 +83,11 @@ impl Log {
         self.slots.count() as usize + 1
     }
 
+    /// Bytes of all logs, used or not.
+    pub fn memory_bytes(&self) -> usize {
+        self.slots.bytes()
+    }
+
     /// Records that were refused for want of room.
     pub fn overruns(&self) -> u64 {
         self.overruns.sum()
@@ -163,7 +168,7 @@ impl Log {
     pub fn read(&self, index: usize, mut each: impl FnMut(&[u8])) -> usize {
         assert!(index < self.logs(), "log {index} of {}", self.logs());
         let (slot, header) = (self.slots.slot(index as u32), self.header(index as u32));
-        let Some(_reading) = header.reader.try_claim(|| Ok::<_, ()>(())) else { return 0 };
+        let Ok(_reading) = header.reader.try_claim(|| Ok::<_, ()>(())) else { return 0 };
         let mut copy = Vec::new();
         let mut count = 0;
         let mut at = header.tail.load(Ordering::Relaxed);

@@ -1,9 +1,9 @@
 //! Memory for one slot an index, and which index a thread goes by.
 //!
-//! By CPU number there is a slot for each CPU that the machine could have; only those that are used are ever touched, but a thread that wanders
-//! over many CPUs uses many. By concurrency id there are as many as the process has CPUs: that is for containers with few CPUs
-//! on a machine with many. An index beyond the slots (a mask that was widened later) takes the shared path, and so does a thread
-//! without an rseq area.
+//! By CPU number there is a slot for each CPU that the machine could have. The allocator clears small blocks by hand, but large ones (128 KiB
+//! with glibc) are fresh pages: then slots that nobody uses take address space and no memory, as far as they share no page
+//! with used ones. By concurrency id there are as many slots as the process has CPUs: that is for containers with few CPUs on a machine with
+//! many. An index beyond the slots (a mask that was widened later) takes the shared path, and so does a thread without an rseq area.
 #![allow(unsafe_code)]
 
 use crate::rseq::registration::{Registration, has_concurrency_ids, registration};
@@ -11,7 +11,7 @@ use crate::rseq::section::Place;
 use crate::rseq::thread::{self, IndexField};
 use crate::topology;
 use std::alloc::{self, Layout};
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 
 /// What a thread's slot is chosen by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,13 +28,13 @@ pub enum Indexing {
 
 /// Bytes between two slots are a multiple of this: two cache lines, as the CPU fetches them in pairs.
 pub(crate) const SLOT_ALIGN: usize = 128;
+/// What every allocator gives by itself.
+const BLOCK_ALIGN: usize = 16;
 
 /// Which indices there are, and which one is the calling thread's.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Indices {
     count: u32,
-    /// How many the kernel can give: the machine's CPUs.
-    possible: u32,
     /// Where the index stands in a thread's area. Where there is no rseq, every thread's says "none" there.
     field: IndexField,
     has_sections: bool,
@@ -42,17 +42,16 @@ pub(crate) struct Indices {
 
 impl Indices {
     pub(crate) fn new(indexing: Indexing) -> Self {
-        let (possible, allowed) = topology::counts();
+        let possible = topology::possible_count();
         let ids = has_concurrency_ids()
             && match indexing {
-                Indexing::Auto => allowed * 2 <= possible,
+                Indexing::Auto => topology::usable_count() * 2 <= possible,
                 Indexing::Cpu => false,
                 Indexing::ConcurrencyId => true,
             };
         let has_sections = !matches!(registration(), Registration::Off { .. });
         Self {
-            count: if ids || !has_sections { allowed } else { possible } as u32,
-            possible: possible as u32,
+            count: if ids || !has_sections { topology::usable_count() } else { possible } as u32,
             field: if ids { IndexField::ConcurrencyId } else { IndexField::Cpu },
             has_sections,
         }
@@ -80,9 +79,13 @@ impl Indices {
 pub(crate) struct Slots {
     base: NonNull<u8>,
     stride: usize,
+    /// How many there are, the shared one included.
+    slots: usize,
     indices: Indices,
-    /// The slot of each index that the kernel can give; null from the count on.
-    table: Box<[*mut u8]>,
+    /// The address of each slot that belongs to an index: what sections read, see [`Place`].
+    table: Box<[usize]>,
+    /// What `base` lies in.
+    block: NonNull<u8>,
     layout: Layout,
 }
 
@@ -106,17 +109,22 @@ impl Slots {
         let indices = Indices::new(indexing);
         let count = indices.count as usize;
         let stride = bytes.next_multiple_of(SLOT_ALIGN);
-        let layout = Layout::from_size_align(stride.saturating_mul(count + extra), SLOT_ALIGN)
-            .unwrap_or_else(|_| panic!("{count} slots of {bytes} bytes are more than an address space"));
+        let slots = count + extra;
+        // With room to align it by hand: for a larger alignment than its own the allocator would clear, and so touch, every page of it.
+        let layout = stride
+            .checked_mul(slots)
+            .and_then(|bytes| Layout::from_size_align(bytes.checked_add(SLOT_ALIGN)?, BLOCK_ALIGN).ok())
+            .unwrap_or_else(|| panic!("{slots} slots of {bytes} bytes are more than an address space"));
         // SAFETY: neither the count nor a slot is of size 0.
-        let base = unsafe { alloc::alloc_zeroed(layout) };
-        let Some(base) = NonNull::new(base) else { alloc::handle_alloc_error(layout) };
-        // SAFETY: below the count, so inside the allocation.
-        let slot = |index| unsafe { base.as_ptr().add(index * stride) };
-        let table = (0..indices.possible as usize)
-            .map(|index| if index < count { slot(index) } else { ptr::null_mut() })
-            .collect();
-        Self { base, stride, indices, table, layout }
+        let block = unsafe { alloc::alloc_zeroed(layout) };
+        let Some(block) = NonNull::new(block) else { alloc::handle_alloc_error(layout) };
+        // SAFETY: less than SLOT_ALIGN further, and that much more than the slots was allocated.
+        let base = unsafe { block.add(block.align_offset(SLOT_ALIGN)) };
+        let slot = |index| base.addr().get() + index * stride;
+        // Sections get at the slots by these numbers.
+        base.as_ptr().expose_provenance();
+        let table = (0..count).map(slot).collect();
+        Self { base, stride, slots, indices, table, block, layout }
     }
 
     /// How many there are, without the shared one.
@@ -124,9 +132,9 @@ impl Slots {
         self.indices.count
     }
 
-    /// Bytes of them all.
+    /// Bytes of them all, used or not.
     pub(crate) fn bytes(&self) -> usize {
-        self.layout.size()
+        self.slots * self.stride
     }
 
     /// Whether threads run critical sections.
@@ -134,15 +142,20 @@ impl Slots {
         self.indices.has_sections
     }
 
+    /// Whether there are sections, and slots go by CPU numbers.
+    pub(crate) fn go_by_cpu(&self) -> bool {
+        self.indices.has_sections && self.indices.field == IndexField::Cpu
+    }
+
     /// The CPU that slot `index` belongs to; `None` where slots go by something else.
     pub(crate) fn cpu(&self, index: u32) -> Option<u32> {
-        (self.indices.has_sections && self.indices.field == IndexField::Cpu).then_some(index)
+        self.go_by_cpu().then_some(index)
     }
 
     /// The address of a slot.
     #[inline(always)]
     pub(crate) fn slot(&self, index: u32) -> *mut u8 {
-        debug_assert!(index as usize * self.stride < self.layout.size());
+        debug_assert!((index as usize) < self.slots);
         // SAFETY: callers pass an index below the count, or the count where they have a shared slot: inside the allocation.
         unsafe { self.base.as_ptr().add(index as usize * self.stride) }
     }
@@ -152,12 +165,17 @@ impl Slots {
     pub(crate) fn place(&self) -> Option<Place> {
         let mut area = thread::area();
         if area.is_null() {
-            if !thread::attach() {
+            if !thread::find() {
                 return None;
             }
             area = thread::area();
         }
-        Some(Place { area, field: self.indices.field as usize, table: self.table.as_ptr() })
+        Some(Place {
+            area,
+            field: self.indices.field as usize,
+            table: self.table.as_ptr(),
+            count: self.indices.count,
+        })
     }
 
     /// The calling thread's slot as it was a moment ago; `None` where it has none.
@@ -175,6 +193,6 @@ impl Slots {
 impl Drop for Slots {
     fn drop(&mut self) {
         // SAFETY: allocated with this layout, and nobody has an address into it who does not have us.
-        unsafe { alloc::dealloc(self.base.as_ptr(), self.layout) };
+        unsafe { alloc::dealloc(self.block.as_ptr(), self.layout) };
     }
 }

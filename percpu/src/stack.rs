@@ -6,11 +6,12 @@
 //! Progress: a section that is interrupted eight times in a row gives way to the shared part, and so does one that finds its slot claimed; so a
 //! call never waits, and is as lock-free as the shared part. Order: what was written before an item was pushed is seen by whoever pops it.
 //!
-//! From outside: [`Stack::drain`] claims a slot (see `claim.rs`), moves its items to the shared part, and lets go. For a CPU that is marked
-//! isolated it only asks; its own threads answer in [`Stack::serve`].
+//! From outside: [`Stack::drain`] claims a slot (see `claim.rs`), moves its items to the shared part, and lets go; [`Stack::steal`] moves them to the
+//! caller. For a CPU that is marked isolated they only ask; its own threads answer in [`Stack::serve`]. A thread of an isolated CPU only asks
+//! too; a control thread answers for the other CPUs in [`Stack::serve_requests`].
 #![allow(unsafe_code)]
 
-use crate::claim::Claimed;
+use crate::claim::{Claimed, Unclaimed};
 use crate::counter::ATTEMPTS;
 use crate::depot::{Depot, NODE_ITEMS, Shared};
 use crate::rseq::section::{self, Place, Refused, StackHeader};
@@ -43,15 +44,29 @@ pub struct Stack<T: Item, S: Shared<T> = Depot<T>> {
     _items: PhantomData<T>,
 }
 
-/// How a drain ended.
+/// How a drain or a theft ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
-    /// So many items were moved to the shared part.
+    /// So many items were moved.
     Moved(usize),
-    /// The CPU is isolated: its threads will do it when they next call [`Stack::serve`].
+    /// The stack's CPU is isolated, or the caller's: they will be moved to the shared part, by the stack's threads when they next call
+    /// [`Stack::serve`], or by whoever calls [`Stack::serve_requests`].
     Requested,
-    /// Somebody else works on this slot just now.
+    /// Somebody else works on this stack just now.
     Busy,
+    /// The kernel did not stop the CPU's critical sections: a sandbox forbids membarrier(2) since the process has begun. Nobody can work on
+    /// stacks from outside there.
+    Refused,
+}
+
+impl Drained {
+    /// How many items were moved.
+    pub fn moved(self) -> usize {
+        match self {
+            Self::Moved(count) => count,
+            Self::Requested | Self::Busy | Self::Refused => 0,
+        }
+    }
 }
 
 impl<T: Item> Stack<T> {
@@ -84,7 +99,7 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
         self.slots.count() as usize
     }
 
-    /// Bytes of all stacks, touched or not.
+    /// Bytes of all stacks, used or not.
     pub fn memory_bytes(&self) -> usize {
         self.slots.bytes()
     }
@@ -111,7 +126,7 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
     pub fn pop_one(&self) -> Option<T> {
         if let Some(place) = self.slots.place()
             // SAFETY: the slots were made for items of this type.
-            && let Ok(Some(item)) = unsafe { section::pop_one(place) }
+            && let Some(item) = unsafe { section::pop_one(place) }
         {
             return Some(item);
         }
@@ -134,20 +149,21 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
     /// Puts all of `items` on this CPU's stack, the last on top; what does not fit goes to the shared part.
     #[inline]
     pub fn push(&self, items: &[T]) {
-        if let Some(place) = self.slots.place()
-            && self.push_at(place, items).is_ok()
-        {
-            return;
+        if let Some(place) = self.slots.place() {
+            let done = match items {
+                // SAFETY: the slots were made for the capacity, and items of this type.
+                [item] => unsafe { section::push_one(place, self.capacity_bytes, *item) },
+                _ => self.push_at(place, items).is_ok(),
+            };
+            if done {
+                return;
+            }
         }
         self.push_again(items);
     }
 
     #[inline(always)]
     fn push_at(&self, place: Place, items: &[T]) -> Result<(), Refused> {
-        if let [item] = items {
-            // SAFETY: the slots were made for the capacity, and items of this type.
-            return unsafe { section::push_one(place, self.capacity_bytes, *item) };
-        }
         let bytes = size_of_val(items);
         if bytes > self.capacity_bytes as usize {
             return Err(Refused::Full);
@@ -186,13 +202,8 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
             }
         }
         let Some(slot) = self.claim_preferred() else { return 0 };
-        let items = slot.items();
-        let left = items.len() - want.min(items.len());
-        // SAFETY: `to` has room for `want`, and lies in the caller's memory, not in the slot.
-        unsafe { to.copy_from_nonoverlapping(items[left..].as_ptr(), items.len() - left) };
-        let taken = items.len() - left;
-        slot.truncate(left);
-        taken
+        // SAFETY: the caller's promise.
+        unsafe { slot.pop(to, want) }
     }
 
     /// Gets what the stack did not have, and brings some more for the next time.
@@ -204,9 +215,10 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
         let mut count = 0;
         while count < want {
             let mut hand = [T::default(); NODE_ITEMS];
-            let found = self.shared.take(&mut hand);
+            // A shared part of the user's own may say what it likes.
+            let found = self.shared.take(&mut hand).min(NODE_ITEMS);
             let used = found.min(want - count);
-            // SAFETY: `count + used` is at most `want`. The first items of the hand are used, in the order they came in.
+            // SAFETY: `count + used` is at most `want`, and `used` at most what the hand has. Its first items are used, in the order they came in.
             unsafe { to.add(count).copy_from_nonoverlapping(hand.as_ptr(), used) };
             count += used;
             if used < found {
@@ -267,24 +279,30 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
             return None;
         }
         // No section can be inside, so there is nothing to fence off.
-        self.claim_with(self.slots.otherwise(), || Ok(()))
+        let slot = self.claim_with(self.slots.otherwise(), || Ok(())).ok()?;
+        slot.header.used.store(1, Ordering::Relaxed);
+        Some(slot)
     }
 
-    fn claim_with(&self, index: u32, fence: impl FnOnce() -> io::Result<()>) -> Option<ClaimedSlot<'_, T>> {
+    fn claim_with(
+        &self,
+        index: u32,
+        fence: impl FnOnce() -> io::Result<()>,
+    ) -> Result<ClaimedSlot<'_, T>, Unclaimed<io::Error>> {
         let slot = self.slots.slot(index);
         // SAFETY: every slot begins with a header; it is made of atomics, and all zeroes is a valid one.
         let header = unsafe { &*slot.cast::<StackHeader>() };
         let claimed = header.claim.try_claim(fence)?;
-        Some(ClaimedSlot {
+        Ok(ClaimedSlot {
             _claimed: claimed,
             header,
             items: slot.wrapping_add(size_of::<StackHeader>()).cast(),
-            capacity: self.capacity_bytes as usize / size_of::<T>(),
+            capacity: self.capacity(),
         })
     }
 
     /// Claims a slot from outside.
-    fn claim(&self, index: u32) -> Option<ClaimedSlot<'_, T>> {
+    fn claim(&self, index: u32) -> Result<ClaimedSlot<'_, T>, Unclaimed<io::Error>> {
         let cpu = self.slots.cpu(index);
         let sections = self.slots.has_sections();
         self.claim_with(index, || if sections { membarrier::stop_sections(cpu) } else { Ok(()) })
@@ -320,38 +338,93 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
     /// Moves all items of stack `index` to the shared part, from any thread. Panics where there is no such stack.
     ///
     /// Puts an interrupt on the CPU the stack belongs to where it runs a thread of this process; where that CPU or the caller's own is
-    /// marked isolated, only asks. Stacks that do not go by CPU numbers are asked as long as any CPU is isolated.
+    /// marked isolated, only asks. Stacks that go by concurrency ids belong to no CPU: they are asked as long as any CPU is isolated, and a
+    /// program that isolates CPUs had better choose [`Indexing::Cpu`].
     pub fn drain(&self, index: usize) -> Drained {
+        self.work_on(index, Self::drain_now)
+    }
+
+    /// Takes up to as many items as `into` is long off the top of stack `index`, from any thread: [`Drained::Moved`] says how many are at the
+    /// beginning of `into` now. Panics where there is no such stack. Interrupts as [`drain`](Self::drain) does; where that only asks, so does this,
+    /// and who asked may find the items in the shared part later, by [`pop`](Self::pop).
+    pub fn steal(&self, index: usize, into: &mut [T]) -> Drained {
+        self.work_on(index, |stack, index| {
+            stack.with_claim(index, |slot| {
+                // SAFETY: that is how much room there is.
+                unsafe { slot.pop(into.as_mut_ptr(), into.len()) }
+            })
+        })
+    }
+
+    /// Copies up to as many items as `into` is long from stack `index`, which keeps them, the one on top last: [`Drained::Moved`] says how many are at the
+    /// beginning of `into` now. Panics where there is no such stack. Interrupts as [`drain`](Self::drain) does; where that only asks this does nothing
+    /// and says [`Drained::Busy`].
+    pub fn read(&self, index: usize, into: &mut [T]) -> Drained {
+        assert!(index < self.stacks(), "stack {index} of {}", self.stacks());
+        if self.must_ask(index as u32) {
+            return Drained::Busy;
+        }
+        self.with_claim(index as u32, |slot| {
+            let items = slot.items();
+            let top = &items[items.len() - into.len().min(items.len())..];
+            into[..top.len()].copy_from_slice(top);
+            top.len()
+        })
+    }
+
+    fn work_on(&self, index: usize, work: impl FnOnce(&Self, u32) -> Drained) -> Drained {
         if self.stack_len(index) == 0 {
             return Drained::Moved(0);
         }
         let index = index as u32;
-        let isolated = match self.slots.cpu(index) {
-            Some(cpu) => isolated::is_isolated(cpu as usize),
-            None => self.slots.has_sections() && isolated::any(),
-        };
-        let here = thread::index(IndexField::Cpu);
-        if isolated || here.is_some_and(|cpu| isolated::is_isolated(cpu as usize)) {
+        if self.must_ask(index) {
             self.header(index).requested.store(1, Ordering::Relaxed);
             return Drained::Requested;
         }
-        self.drain_now(index)
+        work(self, index)
+    }
+
+    /// Whether working on this stack would interrupt a CPU that is isolated, or the caller's own is: it makes no system calls.
+    fn must_ask(&self, index: u32) -> bool {
+        let owner = match self.slots.cpu(index) {
+            Some(cpu) => isolated::is_isolated(cpu as usize),
+            None => self.slots.has_sections() && isolated::any(),
+        };
+        owner || thread::index(IndexField::Cpu).is_some_and(|cpu| isolated::is_isolated(cpu as usize))
+    }
+
+    fn with_claim(&self, index: u32, work: impl FnOnce(&ClaimedSlot<'_, T>) -> usize) -> Drained {
+        match self.claim(index) {
+            Ok(slot) => Drained::Moved(work(&slot)),
+            Err(Unclaimed::Busy) => Drained::Busy,
+            Err(Unclaimed::Refused(_)) => Drained::Refused,
+        }
     }
 
     fn drain_now(&self, index: u32) -> Drained {
-        let Some(slot) = self.claim(index) else { return Drained::Busy };
-        let moved = slot.items().len();
-        self.shared.give(slot.items());
-        slot.truncate(0);
-        Drained::Moved(moved)
+        self.with_claim(index, |slot| {
+            slot.header.requested.store(0, Ordering::Relaxed);
+            let moved = slot.items().len();
+            self.shared.give(slot.items());
+            slot.truncate(0);
+            moved
+        })
     }
 
     /// Drains every stack; what could not be drained is asked for or left. Says how many items were moved.
     pub fn drain_all(&self) -> usize {
-        (0..self.stacks()).map(|index| self.drain(index)).fold(0, |sum, drained| match drained {
-            Drained::Moved(count) => sum + count,
-            Drained::Requested | Drained::Busy => sum,
-        })
+        (0..self.stacks()).map(|index| self.drain(index).moved()).sum()
+    }
+
+    /// Drains the stacks that somebody has asked to be emptied who could not do it himself, for his own CPU is isolated; stacks of isolated CPUs
+    /// are left to their threads. Says how many items were moved. For a control thread, now and then: a thread of an isolated
+    /// CPU that is short of items gets those of other CPUs only by this.
+    pub fn serve_requests(&self) -> usize {
+        (0..self.slots.count())
+            .filter(|index| self.header(*index).requested.load(Ordering::Relaxed) != 0)
+            .filter(|index| !self.must_ask(*index))
+            .map(|index| self.drain_now(index).moved())
+            .sum()
     }
 
     /// Answers a request to empty this CPU's stack, if there is one: for a worker of an isolated CPU, once a turn of its loop. One load where
@@ -373,17 +446,23 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
         self.move_to_shared(self.capacity());
     }
 
-    /// Drains the stacks of CPUs that no thread of this process can run on: off line, or taken away by a cpuset or by affinity masks.
-    /// Says how many items were moved. Reads `/proc/self/task`: for a control thread.
+    /// Drains the stacks that nobody comes back to, and says how many items were moved. Reads `/proc/self/task`: for a control thread.
+    ///
+    /// By CPU number these are the stacks of CPUs that no thread of this process can run on: off line, or taken away by a cpuset or by affinity masks. By
+    /// concurrency id, those of ids that are no longer given to anybody since the process has fewer CPUs; not while a CPU is
+    /// isolated. Where there is no rseq, those that no thread has used since the last call.
     pub fn drain_stranded(&self) -> io::Result<usize> {
         let reachable = crate::topology::reachable()?;
+        let is_stranded = |index: u32| match self.slots.cpu(index) {
+            Some(cpu) => !reachable.contains(cpu as usize),
+            // Ids are given from 0 on, to as many threads as there are CPUs to run them.
+            None if self.slots.has_sections() => index as usize >= reachable.len() && !isolated::any(),
+            None => self.header(index).used.swap(0, Ordering::Relaxed) == 0,
+        };
         let stranded = (0..self.slots.count())
-            .filter(|index| self.slots.cpu(*index).is_some_and(|cpu| !reachable.contains(cpu as usize)))
-            .filter(|index| self.stack_len(*index as usize) > 0);
-        Ok(stranded.fold(0, |sum, index| match self.drain_now(index) {
-            Drained::Moved(count) => sum + count,
-            Drained::Requested | Drained::Busy => sum,
-        }))
+            .filter(|index| self.stack_len(*index as usize) > 0)
+            .filter(|index| is_stranded(*index));
+        Ok(stranded.map(|index| self.drain_now(index).moved()).sum())
     }
 }
 
@@ -401,6 +480,20 @@ impl<T: Item> ClaimedSlot<'_, T> {
         // SAFETY: the items below the length were pushed, and while the slot is claimed nobody writes them: sections that began before the
         // claim are over or were stopped, later ones see the claim.
         unsafe { slice::from_raw_parts(self.items, len.min(self.capacity)) }
+    }
+
+    /// Takes up to `want` items off the top, the lowest first, and says how many.
+    ///
+    /// # Safety
+    /// `to` has room for `want` items.
+    unsafe fn pop(&self, to: *mut T, want: usize) -> usize {
+        let items = self.items();
+        let left = items.len() - want.min(items.len());
+        let taken = items.len() - left;
+        // SAFETY: the caller has room for them, in memory that is not the slot's, which nobody else knows of.
+        unsafe { to.copy_from_nonoverlapping(items[left..].as_ptr(), taken) };
+        self.truncate(left);
+        taken
     }
 
     fn truncate(&self, len: usize) {

@@ -83,10 +83,12 @@ impl Topology {
     /// Reads `/sys/devices/system/cpu` and the calling thread's affinity mask, and finds out the cpuset.
     pub fn read() -> io::Result<Self> {
         let allowed = sys::get_affinity()?;
-        let (possible, online) = (sysfs("possible", &allowed), sysfs("online", &allowed));
+        let online = sysfs("online");
         // Where the mask has every CPU, the cpuset cannot be narrower.
-        let cpuset = if allowed == online { Some(allowed.clone()) } else { probe_cpuset() };
-        Ok(Self { possible, online, cpuset, allowed })
+        let cpuset = if online.as_ref() == Some(&allowed) { Some(allowed.clone()) } else { probe_cpuset() };
+        // Some sandboxes hide these: what we may run on is then all we know.
+        let (possible, online) = (sysfs("possible"), online.unwrap_or_else(|| allowed.clone()));
+        Ok(Self { possible: possible.unwrap_or_else(|| allowed.clone()), online, cpuset, allowed })
     }
 
     /// Why the calling process cannot use `cpu`; `None` where it can.
@@ -109,21 +111,42 @@ impl Topology {
     }
 }
 
-/// A list of `/sys/devices/system/cpu`. Some sandboxes hide it: what we may run on is then all we know.
-fn sysfs(name: &str, allowed: &CpuList) -> CpuList {
-    let text = fs::read_to_string(format!("/sys/devices/system/cpu/{name}")).ok();
-    text.and_then(|text| text.parse().ok()).unwrap_or_else(|| allowed.clone())
+/// A list of `/sys/devices/system/cpu`.
+fn sysfs(name: &str) -> Option<CpuList> {
+    fs::read_to_string(format!("/sys/devices/system/cpu/{name}")).ok()?.parse().ok()
 }
 
-/// One more than the highest number that a CPU of this machine could have, and how many CPUs the calling thread may run on; both at least 1.
-pub(crate) fn counts() -> (usize, usize) {
-    let allowed = sys::get_affinity().unwrap_or_default();
-    let highest = sysfs("possible", &allowed).iter().chain(allowed.iter()).max().unwrap_or(0);
-    (highest + 1, allowed.len().max(1))
+/// One more than the highest number that a CPU of this machine could have, as far as it is known; at least 1.
+pub(crate) fn possible_count() -> usize {
+    let known = sysfs("possible").unwrap_or_else(usable);
+    known.iter().max().unwrap_or(0) + 1
+}
+
+/// How many CPUs this process may use; at least 1.
+pub(crate) fn usable_count() -> usize {
+    usable().len().max(1)
+}
+
+/// The CPUs this process may use, whichever thread asks: those of its cpuset. The mask of one thread is no measure, for it may be pinned.
+fn usable() -> CpuList {
+    let mine = sys::get_affinity().unwrap_or_default();
+    if sysfs("online").as_ref() == Some(&mine) {
+        return mine;
+    }
+    let others = probe_cpuset().or_else(|| masks_of_threads().ok()).unwrap_or_default();
+    others.iter().chain(mine.iter()).collect()
 }
 
 /// The CPUs that at least one thread of this process can run on now: on line, and in its affinity mask.
 pub(crate) fn reachable() -> io::Result<CpuList> {
+    let masks = masks_of_threads()?;
+    Ok(match sysfs("online") {
+        Some(online) => masks.iter().filter(|cpu| online.contains(*cpu)).collect(),
+        None => masks,
+    })
+}
+
+fn masks_of_threads() -> io::Result<CpuList> {
     let mut cpus = Vec::new();
     for task in fs::read_dir("/proc/self/task")? {
         // A thread may end while the list is read.
@@ -133,8 +156,7 @@ pub(crate) fn reachable() -> io::Result<CpuList> {
             cpus.extend(allowed.iter());
         }
     }
-    let online = sysfs("online", &sys::get_affinity()?);
-    Ok(cpus.into_iter().filter(|cpu| online.contains(*cpu)).collect())
+    Ok(cpus.into_iter().collect())
 }
 
 /// Asks the kernel: a thread that wants every CPU gets those of the cpuset that are on line (`sched_setaffinity(2)`). A thread

@@ -259,6 +259,10 @@ impl Protection {
         }
     }
 
+    pub(crate) fn is_by(&self, veto: &Veto) -> bool {
+        Arc::ptr_eq(&self.veto.0, &veto.0)
+    }
+
     /// How often somebody else was refused.
     pub(crate) fn refused(&self) -> u64 {
         self.number(REFUSED).into()

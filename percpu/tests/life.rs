@@ -8,9 +8,11 @@ use common::on_each_registration;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
 use percpu::rseq::{Registration, registration};
-use percpu::{Counter, Counters, Indexing, Stack, Topology};
+use percpu::{Counter, Counters, Indexing, Log, Stack, Topology};
 use std::cell::RefCell;
 use std::collections::HashSet;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 
@@ -133,20 +135,163 @@ fn a_thread_that_gave_up_uses_the_shared_path() {
 }
 
 #[test]
-fn by_concurrency_id_memory_is_that_of_the_cpus_we_may_use() {
-    let one = Topology::read().unwrap().allowed.iter().next().unwrap();
+fn memory_is_that_of_the_cpus_the_process_may_use_also_where_a_pinned_thread_asks_for_it() {
+    let whole = Topology::read().unwrap();
+    let (one, usable) = (whole.allowed.iter().next().unwrap(), whole.cpuset.unwrap().len());
+    // In whole cache line pairs, and one for threads without a slot.
+    let bytes = (usable + 1) * 8064;
     thread::scope(|scope| {
         scope.spawn(|| {
-            let all = Counters::with_indexing(1000, Indexing::Cpu);
             let _pinned = percpu::pin_on_cpu(one).unwrap();
-            let few = Counters::with_indexing(1000, Indexing::ConcurrencyId);
+            let by_id = Counters::with_indexing(1000, Indexing::ConcurrencyId);
             if percpu::rseq::has_concurrency_ids() {
-                assert_eq!(few.memory_bytes(), 2 * 8064, "one slot, and the shared one");
+                assert_eq!(by_id.memory_bytes(), bytes);
             }
-            assert!(all.memory_bytes() >= few.memory_bytes());
-            thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(|| few.add(7, 1)))));
-            assert_eq!(few.sum(7), 4);
+            if usable * 2 > whole.possible.len() {
+                let auto = Counters::with_indexing(1000, Indexing::Auto);
+                let by_cpu = Counters::with_indexing(1000, Indexing::Cpu);
+                assert_eq!(
+                    auto.memory_bytes(),
+                    by_cpu.memory_bytes(),
+                    "its own mask was taken for the process's"
+                );
+            }
+            thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(|| by_id.add(7, 1)))));
+            assert_eq!(by_id.sum(7), 4);
         });
+    });
+}
+
+/// Slots of 4 MiB: the pages of those that are used are in memory, and no others.
+#[test]
+fn slots_that_nobody_uses_take_no_memory() {
+    on_each_registration("slots_that_nobody_uses_take_no_memory", || {
+        const CAPACITY: usize = 1 << 20;
+        let before = resident_bytes();
+        let stacks: Vec<_> = (0..32).map(|_| Stack::<u32>::new(CAPACITY, 1000, Indexing::Cpu)).collect();
+        let grown = resident_bytes().saturating_sub(before);
+        let all: usize = stacks.iter().map(Stack::memory_bytes).sum();
+        assert!(all >= 32 * CAPACITY * 4 && grown < all / 8, "{grown} of {all} bytes are in memory");
+    });
+}
+
+/// `VmRSS` of `proc(5)`.
+fn resident_bytes() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() << 10
+}
+
+/// Takes the calling thread's registration away, whoever made it.
+fn unregister(area: usize) {
+    // SAFETY: the address, size and signature that glibc and percpu register with; the kernel only forgets them.
+    let result = unsafe { libc::syscall(libc::SYS_rseq, area, 32, 1, 0x5305_3053) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Everything works in a thread that the kernel does not know, and is seen by others.
+fn use_everything(stack: &Stack<u64>, counter: &Counter, log: &Log) {
+    counter.add(1);
+    stack.push(&[1, 2, 3]);
+    stack.push(&[4]);
+    let mut hand = [std::mem::MaybeUninit::uninit(); 3];
+    let popped = stack.pop(&mut hand).to_vec();
+    let one = stack.pop_one();
+    assert!(popped.len() == 3 && one.is_some() && stack.is_empty());
+    stack.push(&popped);
+    log.write(b"a record").unwrap();
+    assert_eq!(log.read_all(|record| assert_eq!(record, b"a record")), 1);
+}
+
+#[test]
+fn a_thread_that_never_was_registered_or_is_no_more_takes_the_shared_path() {
+    let name = "a_thread_that_never_was_registered_or_is_no_more_takes_the_shared_path";
+    on_each_registration(name, || {
+        let (stack, counter, log) =
+            (Stack::<u64>::new(64, 10, Indexing::Cpu), Counter::with_indexing(Indexing::Cpu), Log::new(4096));
+        let one = Topology::read().unwrap().allowed.iter().next().unwrap();
+        let registration = registration();
+        for before_the_first_use in [true, false] {
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    let _pinned = percpu::pin_on_cpu(one).unwrap();
+                    match registration {
+                        Registration::Off { .. } => {}
+                        // Pinning has looked at the area only where one was registered before.
+                        Registration::Glibc if before_the_first_use => unregister(glibc_area()),
+                        // Somebody else's comes first.
+                        Registration::Own if before_the_first_use => register_another(),
+                        _ => unregister(percpu::rseq::area_address().unwrap()),
+                    }
+                    let slots = || (0..stack.stacks()).map(|index| stack.stack_len(index)).sum::<usize>();
+                    use_everything(&stack, &counter, &log);
+                    let by_rseq = !matches!(registration, Registration::Off { .. });
+                    assert!(!by_rseq || slots() == 0, "it works on slots that it is not protected on");
+                    assert!(!before_the_first_use || !percpu::rseq::attach());
+                    while stack.pop_one().is_some() {}
+                });
+            });
+        }
+        assert_eq!(counter.sum(), 2);
+    });
+}
+
+/// Where glibc says that the calling thread's area is.
+#[cfg(target_arch = "x86_64")]
+fn glibc_area() -> usize {
+    let offset: usize;
+    // SAFETY: a variable of glibc 2.35 and later, which has registered this thread; the word at fs:0 is the thread pointer itself.
+    unsafe {
+        let symbol = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr()).cast::<usize>();
+        std::arch::asm!("mov {}, fs:0", out(reg) offset, options(nostack, preserves_flags, readonly));
+        offset.wrapping_add(symbol.read())
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn glibc_area() -> usize {
+    unreachable!("there are no sections")
+}
+
+fn register_another() {
+    #[repr(align(32))]
+    struct Area([u32; 8]);
+    let area = Box::leak(Box::new(Area([0; 8])));
+    // SAFETY: never freed, and nobody else touches it.
+    let result =
+        unsafe { libc::syscall(libc::SYS_rseq, std::ptr::from_mut(&mut area.0), 32, 0, 0x5305_3053) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn a_thread_can_be_attached_before_its_handlers_come() {
+    on_each_registration("a_thread_can_be_attached_before_its_handlers_come", || {
+        // Also where nothing of this crate was used before.
+        let by_rseq = !matches!(registration(), Registration::Off { .. });
+        let attached = thread::spawn(|| {
+            (percpu::rseq::attach(), percpu::rseq::attach(), percpu::rseq::area_address().is_some())
+        });
+        assert_eq!(attached.join().unwrap(), (by_rseq, by_rseq, by_rseq));
+    });
+}
+
+/// A program that has used it is replaced by another in the same process, which uses it anew.
+#[test]
+fn after_exec_all_begins_anew() {
+    const EXECUTED: &str = "PERCPU_TEST_EXECUTED";
+    on_each_registration("after_exec_all_begins_anew", || {
+        let (stack, counter, log) =
+            (Stack::<u64>::new(64, 10, Indexing::Cpu), Counter::new(), Log::new(4096));
+        use_everything(&stack, &counter, &log);
+        assert_eq!((counter.sum(), stack.len()), (1, 3));
+        match std::env::var(EXECUTED) {
+            Err(_) => {
+                let mut program = Command::new(std::env::current_exe().unwrap());
+                program.args(std::env::args_os().skip(1)).env(EXECUTED, std::process::id().to_string());
+                panic!("exec: {}", program.exec());
+            }
+            Ok(process) => assert_eq!(process, std::process::id().to_string()),
+        }
     });
 }
 

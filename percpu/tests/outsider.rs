@@ -60,6 +60,9 @@ fn obey(
             kept.push(Veto::load()?);
             pinned.forbid_outsiders(&kept[kept.len() - 1]).map(|()| "forbidden".to_owned())?
         }
+        "forbid again by the same" => {
+            pinned.forbid_outsiders(&kept[kept.len() - 1]).map(|()| "forbidden".to_owned())?
+        }
         "refused" => pinned.refused().to_string(),
         "from within" => {
             let (tid, cpu) = (pinned.watch().tid(), pinned.cpu());
@@ -327,6 +330,9 @@ fn namespace_the_veto_refuses_outsiders_and_nobody_else() {
     other.pin(two);
     assert_eq!(other.order("forbid by one that stays"), "forbidden");
     assert_eq!(set_affinity(thread, &both), Err(nix::errno::Errno::EPERM));
+    assert_eq!(other.order("forbid again by the same"), "forbidden");
+    assert_eq!(set_affinity(thread, &both), Err(nix::errno::Errno::EPERM));
+    assert_eq!(other.order("refused"), "2", "the count went on");
     assert_eq!(other.order("unpin"), "unpinned");
     set_affinity(thread, &both).unwrap();
 }

@@ -7,7 +7,6 @@ use criterion::Criterion;
 use crossbeam_queue::ArrayQueue;
 use nic::{Batch, PortId};
 use percpu::{Counter, Counters, Drained, Indexing, Log, Shared, Stack, pin_on_cpu, tsc};
-use std::cell::Cell;
 use std::hint::black_box;
 use std::mem::MaybeUninit;
 use std::sync::Mutex;
@@ -18,32 +17,36 @@ const MANY: usize = 1000;
 const BULK: usize = 32;
 
 thread_local! {
-    static LOCAL: Cell<u64> = const { Cell::new(0) };
-    static LOCALS: [Cell<u64>; 8] = const { [const { Cell::new(0) }; 8] };
+    // As a counter is that other threads may read at any time, if they know where it is: each addition is made in memory.
+    static LOCAL: AtomicU64 = const { AtomicU64::new(0) };
+    static LOCALS: [AtomicU64; 8] = const { [const { AtomicU64::new(0) }; 8] };
 }
 
 pub(crate) fn benches(criterion: &mut Criterion<Ticks>) {
     let mut group = criterion.benchmark_group("per_cpu");
+    // What is added comes from memory, as a packet's length does: a value that is stored first, to hide it from the compiler, would cost
+    // as much as the addition.
+    let values = [1_u64; MANY];
     group.bench_function("add, thread-local", |bencher| {
         per_item(bencher, MANY, || {
-            for _ in 0..MANY {
-                LOCAL.set(black_box(LOCAL.get() + 1));
+            for value in black_box(&values) {
+                LOCAL.with(|number| add_alone(number, *value));
             }
         });
     });
     group.bench_function("add, Counter", |bencher| {
-        let counter = Counter::new();
-        per_item(bencher, MANY, || (0..MANY).for_each(|_| counter.add(black_box(1))));
+        let counter = Counter::with_indexing(Indexing::Cpu);
+        per_item(bencher, MANY, || black_box(&values).iter().for_each(|value| counter.add(*value)));
     });
     group.bench_function("add to one of 8, thread-local", |bencher| {
         per_item(bencher, MANY, || {
             for number in 0..MANY {
-                LOCALS.with(|numbers| numbers[black_box(number) % 8].set(numbers[number % 8].get() + 1));
+                LOCALS.with(|numbers| add_alone(&numbers[black_box(number) % 8], 1));
             }
         });
     });
     group.bench_function("add to one of 8, Counters", |bencher| {
-        let counters = Counters::new(8);
+        let counters = Counters::with_indexing(8, Indexing::Cpu);
         per_item(bencher, MANY, || (0..MANY).for_each(|number| counters.add(black_box(number) % 8, 1)));
     });
     group.bench_function("add, atomic", |bencher| {
@@ -54,26 +57,32 @@ pub(crate) fn benches(criterion: &mut Criterion<Ticks>) {
             }
         });
     });
+    let by_stack = |stack: &Stack<u32>| {
+        for _ in 0..MANY {
+            stack.pop_one().inspect(|item| stack.push(&[*item]));
+        }
+    };
+    let by_queue = |queue: &ArrayQueue<u32>| {
+        for _ in 0..MANY {
+            queue.pop().map(|item| queue.push(item));
+        }
+    };
     group.bench_function("pop and push one, Stack", |bencher| {
         let stack = filled();
-        per_item(bencher, MANY, || {
-            for _ in 0..MANY {
-                let item = black_box(stack.pop_one());
-                item.inspect(|item| stack.push(&[*item]));
-            }
-        });
+        per_item(bencher, MANY, || by_stack(&stack));
     });
     group.bench_function("pop and push one, ArrayQueue", |bencher| {
-        let queue = ArrayQueue::new(1024);
-        for item in 0..500_u32 {
-            let _ = queue.push(item);
-        }
-        per_item(bencher, MANY, || {
-            for _ in 0..MANY {
-                let item = black_box(queue.pop());
-                item.map(|item| queue.push(item));
-            }
-        });
+        let queue = filled_queue();
+        per_item(bencher, MANY, || by_queue(&queue));
+    });
+    // What a free list of several workers is for.
+    group.bench_function("pop and push one, Stack, on two CPUs", |bencher| {
+        let stack = filled();
+        on_two_cpus(&|| by_stack(&stack), || per_item(bencher, MANY, || by_stack(&stack)));
+    });
+    group.bench_function("pop and push one, ArrayQueue, on two CPUs", |bencher| {
+        let queue = filled_queue();
+        on_two_cpus(&|| by_queue(&queue), || per_item(bencher, MANY, || by_queue(&queue)));
     });
     group.bench_function("pop and push one, Mutex", |bencher| {
         let list = Mutex::new((0..500_u32).collect::<Vec<_>>());
@@ -92,7 +101,7 @@ pub(crate) fn benches(criterion: &mut Criterion<Ticks>) {
         });
     });
     group.bench_function("write 32 bytes, Log", |bencher| {
-        let log = Log::new(1 << 20);
+        let log = Log::with_indexing(1 << 20, Indexing::Cpu);
         per_item(bencher, MANY, || {
             for _ in 0..MANY {
                 let _ = log.write(black_box(&[7; 32]));
@@ -104,7 +113,7 @@ pub(crate) fn benches(criterion: &mut Criterion<Ticks>) {
     });
     for pinned in [true, false] {
         let how = if pinned { "pinned" } else { "not pinned" };
-        let _pinned = pinned.then(|| pin_on_cpu(last_cpu()));
+        let _pinned = pinned.then(|| pin_on_cpu(cpus().1));
         group.bench_function(format!("pool: allocate and free, bulk {BULK}, {how}"), |bencher| {
             let (pool, mut batch) = (pool(), Batch::new());
             per_item(bencher, BULK, || {
@@ -117,14 +126,48 @@ pub(crate) fn benches(criterion: &mut Criterion<Ticks>) {
     group.finish();
 }
 
+/// An addition to what only one thread adds to.
+#[inline(always)]
+fn add_alone(number: &AtomicU64, value: u64) {
+    number.store(number.load(Ordering::Relaxed).wrapping_add(value), Ordering::Relaxed);
+}
+
 fn filled() -> Stack<u32> {
     let stack = Stack::new(512, 1000, Indexing::Cpu);
     stack.push(&(0..500).collect::<Vec<u32>>());
     stack
 }
 
-fn last_cpu() -> usize {
-    percpu::Topology::read().ok().and_then(|found| found.allowed.iter().last()).unwrap_or(0)
+fn filled_queue() -> ArrayQueue<u32> {
+    let queue = ArrayQueue::new(1024);
+    for item in 0..500 {
+        let _ = queue.push(item);
+    }
+    queue
+}
+
+/// Measures on the first CPU while another thread does the same on the last.
+fn on_two_cpus(same: &(dyn Fn() + Sync), measure: impl FnOnce()) {
+    let stop = AtomicBool::new(false);
+    let (here, there) = cpus();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let _pinned = pin_on_cpu(there);
+            while !stop.load(Ordering::Relaxed) {
+                same();
+            }
+        });
+        let _pinned = pin_on_cpu(here);
+        measure();
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+/// The first CPU and the last.
+fn cpus() -> (usize, usize) {
+    let cpus: Vec<usize> =
+        percpu::Topology::read().map(|found| found.allowed.iter().collect()).unwrap_or_default();
+    (cpus.first().copied().unwrap_or(0), cpus.last().copied().unwrap_or(0))
 }
 
 /// Ticks for `rounds` drains of the stack of a CPU whose thread is in and out of critical sections all the time.
@@ -133,9 +176,10 @@ fn drain(rounds: u64) -> f64 {
     let stack = Stack::<u32>::new(512, 1000, Indexing::Cpu);
     stack.shared().give(&(0..500).collect::<Vec<u32>>());
     let stop = AtomicBool::new(false);
-    let cpu = last_cpu();
+    let (here, cpu) = cpus();
     let mut ticks = 0;
     thread::scope(|scope| {
+        // Its mask has both CPUs: it is made before this thread is pinned away from it.
         scope.spawn(|| {
             let _pinned = pin_on_cpu(cpu);
             while !stop.load(Ordering::Relaxed) {
@@ -144,6 +188,7 @@ fn drain(rounds: u64) -> f64 {
                 stack.push(taken);
             }
         });
+        let _pinned = pin_on_cpu(here);
         let mut done = 0;
         while done < rounds {
             if stack.stack_len(cpu) < BULK {

@@ -9,9 +9,9 @@ mod log;
 
 use crate::error::Error;
 use crate::isolation_args::{IsolationArgs, IsolationMode};
+use crate::loop_gap::Gaps;
 use crate::registry::Registry;
 use crate::report::IsolationReport;
-use crossbeam_queue::ArrayQueue;
 use drop_join::{DropJoin, Joined, Losses};
 use isolation::{KernelIsolation, Observer, Violation, Watched};
 use log::{ViolationLog, total};
@@ -24,9 +24,6 @@ use std::time::Duration;
 pub(crate) const LOOK_PERIOD: Duration = Duration::from_millis(1);
 /// How often it looks for debuggers, in looks.
 const DEBUGGER_LOOKS: u32 = 100;
-
-/// Loop gaps of one worker that were longer than its limit: from when to when, by the time stamp counter.
-pub(crate) type Gaps = ArrayQueue<(u64, u64)>;
 
 /// One queue of a worker.
 pub(crate) struct Place {

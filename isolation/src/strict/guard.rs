@@ -9,7 +9,7 @@ use super::shared::{OPEN, SHUT, Shared, Wishes, attention};
 use super::source::{Signals, Source};
 use super::sys::AlternateStack;
 use super::traps::Traps;
-use super::{handler, stub, sys};
+use super::{handler, sys};
 use crate::memory::KeptFromChildren;
 use crate::watched::Watched;
 use crate::{KernelIsolation, memory, quiet};
@@ -264,7 +264,7 @@ impl Isolated {
             let selector = shared.gate.selector.as_ptr();
             // SAFETY: the selector lives as long as `prepared`, and `disarm` stops the dispatch before that ends; where the guard is
             // forgotten, both stay for ever. The handler is installed.
-            unsafe { sys::start_dispatch(stub::range(), selector) }.map_err(Refusal::Dispatch)?;
+            unsafe { sys::start_dispatch(handler::allowed_range(), selector) }.map_err(Refusal::Dispatch)?;
             shared.traps_calls.store(true, Ordering::Relaxed);
             if !shared.is_suspended() {
                 shared.gate.rest.store(SHUT, Ordering::Relaxed);

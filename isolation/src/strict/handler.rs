@@ -45,6 +45,11 @@ pub(super) unsafe fn set_current(shared: Option<&Shared>) {
     CURRENT.set(shared.map_or(ptr::null(), ptr::from_ref));
 }
 
+/// The code that may make system calls while they are trapped: where it begins, and its bytes.
+pub(super) fn allowed_range() -> (u64, u64) {
+    stub::range()
+}
+
 /// Whether this thread is isolated already.
 pub(super) fn has_current() -> bool {
     !CURRENT.get().is_null()

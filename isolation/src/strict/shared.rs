@@ -3,6 +3,7 @@
 //! The kernel reads the selector at each system call; the handlers write the rest; the control core reads it. All of it is made before the
 //! thread enters, and outlives the thread's last system call.
 #![forbid(unsafe_code)]
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
 use super::record::RecordRing;
 use super::source::{SOURCES, Source};

@@ -1,23 +1,9 @@
 //! The ways into the kernel that can be signalled, numbered so that a handler can count them without a search.
 #![forbid(unsafe_code)]
 
+use crate::vectors::VECTORS;
 use std::fmt;
 use std::str::FromStr;
-
-/// Interrupt vectors that Linux traces on x86 (`/sys/kernel/tracing/events/irq_vectors`), without `irq_work`: kernels before 6.11
-/// deliver perf's own signals by it, which would signal each other for ever.
-pub(crate) const VECTORS: [&str; 10] = [
-    "local_timer",
-    "reschedule",
-    "call_function",
-    "call_function_single",
-    "x86_platform_ipi",
-    "error_apic",
-    "spurious_apic",
-    "thermal_apic",
-    "threshold_apic",
-    "deferred_error_apic",
-];
 
 const FIRST_VECTOR: u32 = 5;
 /// How many sources there are.

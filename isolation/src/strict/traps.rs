@@ -5,9 +5,10 @@
 #![forbid(unsafe_code)]
 
 use super::handler::TAG;
-use super::source::{Signals, Source, VECTORS};
+use super::source::{Signals, Source};
 use super::sys;
 use crate::tracefs::Tracefs;
+use crate::vectors::VECTORS;
 use perf_event_open_sys::bindings as perf;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

@@ -1,7 +1,7 @@
 //! What took the CPU from a worker: the finding, as plain data.
 #![forbid(unsafe_code)]
 
-use super::names;
+use crate::vectors::VECTORS;
 use std::fmt;
 
 /// Who or what it was.
@@ -75,8 +75,8 @@ pub struct Interruption {
     pub cause: Cause,
     /// What else happened in it, in order.
     pub also: Vec<Cause>,
-    /// The function that a work queue's thread ran.
-    pub work: Option<u64>,
+    /// The functions that a work queue's thread ran.
+    pub work: Vec<u64>,
     /// The kernel's stack, innermost first.
     pub stack: Vec<u64>,
     /// Where an interrupt came from another CPU.
@@ -90,7 +90,7 @@ impl Interruption {
     }
 }
 
-/// What happened on a CPU, whomever it hit.
+/// What happened on a CPU while it was looked at, whomever it hit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Interrupts: vectors and devices' handlers.
@@ -104,5 +104,5 @@ pub struct Totals {
 }
 
 pub(super) fn vector(index: usize) -> Cause {
-    Cause::Vector(names::VECTORS.get(index).copied().unwrap_or("unknown"))
+    Cause::Vector(VECTORS.get(index).copied().unwrap_or("unknown"))
 }

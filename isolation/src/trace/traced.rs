@@ -3,12 +3,13 @@
 
 use super::event::{Event, Kind, Layout, What, decode};
 use super::interruption::{Cause, Interruption, Sender, Totals};
-use super::names::{IRQ_WORK, VECTORS};
+use super::names::IRQ_WORK;
 use super::ring::Ring;
 use super::symbols::KernelSymbols;
 use super::sys;
 use super::tracker::Tracker;
 use crate::tracefs::Tracefs;
+use crate::vectors::VECTORS;
 use percpu::Topology;
 use std::collections::{HashMap, VecDeque};
 use std::fs;
@@ -202,7 +203,7 @@ impl Trace {
         &self.symbols
     }
 
-    /// What has happened on a worker's CPU so far.
+    /// What has happened on a worker's CPU so far, as far as it was counted.
     pub fn totals(&self, worker: usize) -> Totals {
         self.workers.get(worker).map(|(_, tracker)| tracker.totals).unwrap_or_default()
     }
@@ -214,6 +215,16 @@ impl Trace {
 
     /// Reads all rings. Gives each interruption that is over, with its worker's number.
     pub fn poll(&mut self, out: &mut Vec<(usize, Interruption)>) {
+        self.poll_counting(out, |_, _| true);
+    }
+
+    /// The same; what happens to a worker's CPU at a time (CLOCK_MONOTONIC) of which `counts` says no is left out of the
+    /// [`totals`](Self::totals).
+    pub(crate) fn poll_counting(
+        &mut self,
+        out: &mut Vec<(usize, Interruption)>,
+        counts: impl Fn(usize, u64) -> bool,
+    ) {
         let now_ns = percpu::tsc::monotonic_ns();
         // Workers first: what was sent to them before is then in the others' rings.
         let mut events: Vec<(usize, Event)> = Vec::new();
@@ -240,7 +251,11 @@ impl Trace {
             for (worker, (_, tracker)) in
                 self.workers.iter_mut().enumerate().filter(|(_, (worker_cpu, _))| *worker_cpu == cpu)
             {
+                let before = tracker.totals;
                 tracker.event(event.clone(), in_call, found);
+                if !counts(worker, event.time_ns) {
+                    tracker.totals = Totals { lost: tracker.totals.lost, ..before };
+                }
                 out.extend(found.drain(..).map(|found| (worker, found)));
             }
         }
@@ -283,11 +298,15 @@ impl Trace {
         };
         let sent = self.sent.iter().filter(is_it).max_by_key(|sent| sent.event.time_ns)?;
         let What::Send { callsite, callback, .. } = &sent.event.what else { return None };
-        let comm = fs::read_to_string(format!("/proc/{}/comm", sent.event.tid)).unwrap_or_default();
+        let comm = match sent.event.tid {
+            // Each CPU has one, and `/proc` none.
+            0 => "idle".to_owned(),
+            tid => fs::read_to_string(format!("/proc/{tid}/comm")).unwrap_or_default().trim_end().to_owned(),
+        };
         Some(Sender {
             cpu: sent.cpu,
             tid: sent.event.tid,
-            comm: comm.trim_end().to_owned(),
+            comm,
             callsite: *callsite,
             callback: *callback,
             stack: sent.event.stack.clone(),

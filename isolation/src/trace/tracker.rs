@@ -31,7 +31,7 @@ struct Task {
     pid: i32,
     comm: String,
     ns: u64,
-    work: Option<u64>,
+    work: Vec<u64>,
 }
 
 /// The worker is switched out.
@@ -135,8 +135,10 @@ impl Tracker {
                 }
             }
             What::Work { function } => {
-                if let Some(task) = self.away.as_mut().and_then(|away| away.tasks.last_mut()) {
-                    task.work.get_or_insert(function);
+                if let Some(task) = self.away.as_mut().and_then(|away| away.tasks.last_mut())
+                    && task.work.len() < MOST_ALSO
+                {
+                    task.work.push(function);
                 }
             }
             What::Out { preempted } => {
@@ -202,7 +204,7 @@ impl Tracker {
     fn finish_entry(&mut self, out: &mut Vec<Interruption>) {
         if let Some(entry) = self.entry.take() {
             let Entry { start_ns, end_ns, cause, also, stack, .. } = entry;
-            out.push(Interruption { start_ns, end_ns, cause, also, work: None, stack, sender: None });
+            out.push(Interruption { start_ns, end_ns, cause, also, work: Vec::new(), stack, sender: None });
         }
     }
 
@@ -234,10 +236,11 @@ impl Tracker {
         tasks.sort_by_key(|task| std::cmp::Reverse(task.ns));
         let mut tasks = tasks.into_iter().filter(|task| task.pid != 0);
         let longest = tasks.next();
-        let work = longest.as_ref().and_then(|task| task.work);
+        let (longest, work) =
+            longest.map_or((None, Vec::new()), |task| (Some((task.pid, task.comm)), task.work));
         let cause = match longest {
             _ if sleeps => Cause::Blocked,
-            Some(Task { pid, comm, .. }) => Cause::Task { pid, comm },
+            Some((pid, comm)) => Cause::Task { pid, comm },
             None if known => Cause::Task { pid: 0, comm: "idle".into() },
             None => Cause::Preempted,
         };
@@ -263,7 +266,9 @@ impl Away {
                 let task = self.tasks.remove(index);
                 self.tasks.push(task);
             }
-            None if self.tasks.len() < MOST_ALSO => self.tasks.push(Task { pid, comm, ns: 0, work: None }),
+            None if self.tasks.len() < MOST_ALSO => {
+                self.tasks.push(Task { pid, comm, ns: 0, work: Vec::new() })
+            }
             // What they take is not told apart any more, only that they do.
             None => {}
         }

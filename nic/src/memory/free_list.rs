@@ -33,7 +33,9 @@ impl FreeList {
     pub(crate) fn new(number: u32, frames: usize, step: usize) -> Self {
         let list = Self {
             frames,
-            stack: Stack::new(CAPACITY, frames, Indexing::Auto),
+            // Never by concurrency id: of such a stack nobody knows whether an isolated worker uses it, so nobody could take frames back
+            // while there is one. In a container with few CPUs the stacks of the others take address space only.
+            stack: Stack::new(CAPACITY, frames, Indexing::Cpu),
             next_reclaim_tsc: AtomicU64::new(0),
             #[cfg(debug_assertions)]
             is_free: (0..frames * step).map(|_| true.into()).collect(),
@@ -98,6 +100,12 @@ impl FreeList {
     #[inline]
     pub(crate) fn serve(&self) {
         self.stack.serve();
+    }
+
+    /// Takes back what an isolated worker has asked for, from CPUs that are not isolated: it cannot interrupt them itself. How many
+    /// frames that were.
+    pub(crate) fn serve_requests(&self) -> usize {
+        self.stack.serve_requests()
     }
 
     /// Takes back what waits on CPUs that no thread of the process can run on; how many frames that were.

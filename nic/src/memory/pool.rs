@@ -270,6 +270,12 @@ impl Pool {
         self.inner().free_list.serve();
     }
 
+    /// Takes back free frames from CPUs that are not isolated where an isolated worker was short of them, and says how many: for a control thread, a
+    /// few times a second.
+    pub fn serve_requests(&self) -> usize {
+        self.inner().free_list.serve_requests()
+    }
+
     /// Takes back free frames from CPUs that no thread of this process can run on any more (off line, or taken away by a cpuset), and says
     /// how many. Reads `/proc`: for a control thread.
     pub fn drain_stranded(&self) -> std::io::Result<usize> {

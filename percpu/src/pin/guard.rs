@@ -145,6 +145,10 @@ impl Pinned {
     /// From now on, until the guard is dropped, other processes get EPERM when they try to change this thread's affinity. See
     /// [`crate::veto`] for what that takes and covers.
     pub fn forbid_outsiders(&mut self, veto: &Veto) -> Result<(), VetoError> {
+        // Twice by the same one is once: there is one entry a thread, which the first protection would take along when it goes.
+        if self.protection.as_ref().is_some_and(|protection| protection.is_by(veto)) {
+            return Ok(());
+        }
         self.protection = Some(veto.protect(self.stay.tid)?);
         Ok(())
     }

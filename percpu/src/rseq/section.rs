@@ -30,7 +30,7 @@ pub(crate) enum Refused {
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod status {
     pub(super) const DONE: u32 = 0;
-    pub(super) const INTERRUPTED: u32 = 1;
+    // 1 is for an interrupted one.
     pub(super) const CLAIMED: u32 = 2;
     pub(super) const FULL: u32 = 3;
 }
@@ -45,6 +45,8 @@ pub(crate) struct StackHeader {
     pub(crate) len_bytes: AtomicU32,
     /// Not 0 while somebody asks the slot's own threads to empty it.
     pub(crate) requested: AtomicU32,
+    /// Not 0 where a thread without sections was here since somebody last looked for idle slots.
+    pub(crate) used: AtomicU32,
 }
 
 /// Where a log's slot stands.
@@ -67,14 +69,18 @@ pub(crate) struct Place {
     pub(crate) area: *const Area,
     /// Where in it the index stands.
     pub(crate) field: usize,
-    /// The slot of each index the kernel can give; null where there is none.
-    pub(crate) table: *const *mut u8,
+    /// The address of each slot.
+    pub(crate) table: *const usize,
+    /// How many there are. An index beyond them is refused: a CPU that was unknown when the table was made, or no CPU at all, in a thread
+    /// whose area somebody has unregistered.
+    pub(crate) count: u32,
 }
 
-/// What is before the first instruction, and where interrupted ones go. `3` is the descriptor, `4` to `5` the section, `6` behind it all.
+/// What is before the first instruction, and where interrupted ones go. `3` is the descriptor, `4` to `5` the section, `6` behind it all. How a
+/// refusal is told is up to the section: by what it does when it was interrupted, claimed or full.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-macro_rules! section {
-    ($place:ident, [$($body:literal),* $(,)?], $($operands:tt)*) => {
+macro_rules! section_telling {
+    ($place:ident, [$($before:literal),*], [$interrupted:literal, $claimed:literal, $full:literal], [$($body:literal),* $(,)?], $($operands:tt)*) => {
         std::arch::asm!(
             ".pushsection rseq_descriptors, \"aw\", @progbits",
             ".balign 32",
@@ -82,14 +88,14 @@ macro_rules! section {
             ".long 0, 0",
             ".quad 4f, 5f - 4f, 44f",
             ".popsection",
-            "xor {status:e}, {status:e}",
+            $($before,)*
             "lea {scratch}, [rip + 3b]",
             "mov qword ptr [{area} + {RSEQ_CS}], {scratch}",
             "4:",
             "mov {slot:e}, dword ptr [{area} + {field}]",
+            "cmp {slot:e}, {count:e}",
+            "jae 8f",
             "mov {slot}, qword ptr [{table} + {slot} * 8]",
-            "test {slot}, {slot}",
-            "jz 8f",
             $($body,)*
             "5:",
             ".pushsection rseq_aborts, \"ax\", @progbits",
@@ -97,28 +103,54 @@ macro_rules! section {
             ".byte 0x0f, 0xb9, 0x3d",
             ".long {SIGNATURE}",
             "44:",
-            "mov {status:e}, {INTERRUPTED}",
+            $interrupted,
             "jmp 6f",
             "8:",
-            "mov {status:e}, {CLAIMED}",
+            $claimed,
             "jmp 6f",
             "9:",
-            "mov {status:e}, {FULL}",
+            $full,
             "jmp 6f",
             ".popsection",
             "6:",
             RSEQ_CS = const RSEQ_CS_OFFSET,
             SIGNATURE = const SIGNATURE,
-            INTERRUPTED = const status::INTERRUPTED,
-            CLAIMED = const status::CLAIMED,
-            FULL = const status::FULL,
             area = in(reg) $place.area,
             field = in(reg) $place.field,
             table = in(reg) $place.table,
+            count = in(reg) $place.count,
             slot = out(reg) _,
             scratch = out(reg) _,
             $($operands)*
             options(nostack),
+        )
+    };
+}
+
+/// A section that says in its status register how it ended: numbers of [`status`].
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+macro_rules! section {
+    ($place:ident, [$($body:literal),* $(,)?], $($operands:tt)*) => {
+        section_telling!(
+            $place,
+            ["xor {status:e}, {status:e}"],
+            ["mov {status:e}, 1", "mov {status:e}, 2", "mov {status:e}, 3"],
+            [$($body),*],
+            $($operands)*
+        )
+    };
+}
+
+/// A section that goes to the label `refused`, whatever the reason: it has nothing else to hand out, and its caller tries again another way.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+macro_rules! section_or_refused {
+    ($place:ident, [$($body:literal),* $(,)?], $($operands:tt)*) => {
+        section_telling!(
+            $place,
+            [],
+            ["jmp {refused}", "jmp {refused}", "jmp {refused}"],
+            [$($body),*],
+            $($operands)*
         )
     };
 }
@@ -132,26 +164,25 @@ fn refused(status: u32) -> Refused {
     }
 }
 
-/// Adds to the number at `offset` in the slot.
+/// Adds to the number at `offset` in the slot; false where it did not get through.
 ///
 /// # Safety
 /// `place` is the calling thread's, and its slots have an aligned number at `offset`.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #[inline(always)]
-pub(crate) unsafe fn add(place: Place, offset: usize, value: u64) -> Result<(), Refused> {
-    let status: u32;
+pub(crate) unsafe fn add(place: Place, offset: usize, value: u64) -> bool {
     // SAFETY: writes the area's rseq_cs, which is this thread's to write, and one live number. An aligned store is not torn for those
     // who read it as an atomic, and the kernel lets no other thread of this index in between.
     unsafe {
-        section!(
+        section_or_refused!(
             place,
             ["add qword ptr [{slot} + {offset}], {value}"],
             offset = in(reg) offset,
             value = in(reg) value,
-            status = out(reg) status,
+            refused = label { return false },
         );
     }
-    if status == status::DONE { Ok(()) } else { Err(refused(status)) }
+    true
 }
 
 /// Moves up to `want_bytes` (a multiple of 4) from the top of a stack to `to`, the lowest first, and says how many.
@@ -263,20 +294,22 @@ pub(crate) unsafe fn push(
 }
 
 /// [`pop`] of one item of 4 or 8 bytes, in a register: so that an item that was just pushed does not go through memory twice. `None` where
-/// the stack is empty.
+/// the stack is empty, or the section did not get through.
 ///
 /// # Safety
 /// As for [`pop`], and the stack's items are of `T`'s size.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #[inline(always)]
-pub(crate) unsafe fn pop_one<T: Copy>(place: Place) -> Result<Option<T>, Refused> {
-    let status: u32;
+pub(crate) unsafe fn pop_one<T: Copy>(place: Place) -> Option<T> {
     let item: u64;
     // SAFETY: reads the item below the slot's length, and writes the length.
     unsafe {
         if const { size_of::<T>() == 4 } {
-            section!(
+            // What no item of 32 bits is says that there is none.
+            section_telling!(
                 place,
+                [],
+                ["mov {item}, -1", "mov {item}, -1", "mov {item}, -1"],
                 [
                     "cmp dword ptr [{slot}], 0",
                     "jne 8f",
@@ -288,9 +321,12 @@ pub(crate) unsafe fn pop_one<T: Copy>(place: Place) -> Result<Option<T>, Refused
                 ],
                 left = out(reg) _,
                 item = out(reg) item,
-                status = out(reg) status,
             );
+            if item == u64::MAX {
+                return None;
+            }
         } else {
+            let status: u32;
             section!(
                 place,
                 [
@@ -306,28 +342,26 @@ pub(crate) unsafe fn pop_one<T: Copy>(place: Place) -> Result<Option<T>, Refused
                 item = out(reg) item,
                 status = out(reg) status,
             );
+            if status != status::DONE {
+                return None;
+            }
         }
-        match status {
-            // The low bytes of the register, which come first on this architecture.
-            status::DONE => Ok(Some((&raw const item).cast::<T>().read())),
-            status::FULL => Ok(None),
-            other => Err(refused(other)),
-        }
+        // The low bytes of the register, which come first on this architecture.
+        Some((&raw const item).cast::<T>().read())
     }
 }
 
-/// [`push`] of one item of 4 or 8 bytes, from a register.
+/// [`push`] of one item of 4 or 8 bytes, from a register; false where the section did not get through, or there is no room.
 ///
 /// # Safety
 /// As for [`push`], and the stack's items are of `T`'s size.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #[inline(always)]
-pub(crate) unsafe fn push_one<T: Copy>(place: Place, capacity_bytes: u32, item: T) -> Result<(), Refused> {
-    let status: u32;
+pub(crate) unsafe fn push_one<T: Copy>(place: Place, capacity_bytes: u32, item: T) -> bool {
     // SAFETY: writes one item between the slot's length and its capacity, and the length; an item is a plain number of 4 or 8 bytes.
     unsafe {
         if const { size_of::<T>() == 4 } {
-            section!(
+            section_or_refused!(
                 place,
                 [
                     "cmp dword ptr [{slot}], 0",
@@ -342,10 +376,10 @@ pub(crate) unsafe fn push_one<T: Copy>(place: Place, capacity_bytes: u32, item: 
                 capacity = in(reg) capacity_bytes,
                 item = in(reg) std::mem::transmute_copy::<T, u32>(&item),
                 end = out(reg) _,
-                status = out(reg) status,
+                refused = label { return false },
             );
         } else {
-            section!(
+            section_or_refused!(
                 place,
                 [
                     "cmp dword ptr [{slot}], 0",
@@ -360,11 +394,11 @@ pub(crate) unsafe fn push_one<T: Copy>(place: Place, capacity_bytes: u32, item: 
                 capacity = in(reg) capacity_bytes,
                 item = in(reg) std::mem::transmute_copy::<T, u64>(&item),
                 end = out(reg) _,
-                status = out(reg) status,
+                refused = label { return false },
             );
         }
     }
-    if status == status::DONE { Ok(()) } else { Err(refused(status)) }
+    true
 }
 
 /// Reserves `bytes` of a log, and says where: the slot, and the count of bytes reserved before.
@@ -411,24 +445,24 @@ pub(crate) unsafe fn reserve(
 mod none {
     use super::{Place, Refused};
 
-    pub(crate) unsafe fn add(_: Place, _: usize, _: u64) -> Result<(), Refused> {
-        Err(Refused::Claimed)
+    pub(crate) unsafe fn add(_: Place, _: usize, _: u64) -> bool {
+        false
     }
 
     pub(crate) unsafe fn pop(_: Place, _: *mut u8, _: u32) -> Result<u32, Refused> {
         Err(Refused::Claimed)
     }
 
-    pub(crate) unsafe fn pop_one<T: Copy>(_: Place) -> Result<Option<T>, Refused> {
-        Err(Refused::Claimed)
+    pub(crate) unsafe fn pop_one<T: Copy>(_: Place) -> Option<T> {
+        None
     }
 
     pub(crate) unsafe fn push(_: Place, _: u32, _: *const u8, _: u32) -> Result<(), Refused> {
         Err(Refused::Claimed)
     }
 
-    pub(crate) unsafe fn push_one<T: Copy>(_: Place, _: u32, _: T) -> Result<(), Refused> {
-        Err(Refused::Claimed)
+    pub(crate) unsafe fn push_one<T: Copy>(_: Place, _: u32, _: T) -> bool {
+        false
     }
 
     pub(crate) unsafe fn reserve(_: Place, _: u64, _: u64) -> Result<(*mut u8, u64), Refused> {

@@ -85,7 +85,7 @@ pub(crate) fn area() -> *const Area {
 #[inline(always)]
 pub(crate) fn index(field: IndexField) -> Option<u32> {
     let area = AREA.get();
-    if area.is_null() && !attach() {
+    if area.is_null() && !find() {
         return None;
     }
     const { assert!(MM_CID_OFFSET < AREA_BYTES && CPU_ID_OFFSET < AREA_BYTES) };
@@ -94,9 +94,19 @@ pub(crate) fn index(field: IndexField) -> Option<u32> {
     Some(unsafe { &*AREA.get().byte_add(field as usize).cast::<AtomicU32>() }.load(Ordering::Relaxed))
 }
 
+/// Finds the calling thread's area now and not at its first use of per-CPU data; true where it has one.
+///
+/// To be called by a thread before a signal's handler may use per-CPU data in it, where the thread itself has not done so. The first use is more than a
+/// handler may do: with [`Registration::Own`](super::Registration) it registers a thread-local destructor, which may allocate, and the process's first
+/// reads the environment.
+pub fn attach() -> bool {
+    find();
+    !AREA.get().is_null()
+}
+
 /// Asks for the thread's area if it has not done so yet; true where that found one.
 #[cold]
-pub(crate) fn attach() -> bool {
+pub(crate) fn find() -> bool {
     if STATE.get() != State::New {
         return false;
     }
@@ -143,7 +153,7 @@ pub(crate) fn number() -> u32 {
 
 /// The address of the calling thread's `struct rseq`; `None` where it has none.
 pub fn area_address() -> Option<usize> {
-    attach();
+    find();
     let area = AREA.get();
     (!area.is_null()).then_some(area as usize)
 }

@@ -81,20 +81,52 @@ pub(crate) fn stranded_items_are_drained() -> Result<()> {
     cpuset.set("0-1")
 }
 
-/// By concurrency id, memory is that of the CPUs the cpuset has.
+/// By concurrency id, which a small cpuset makes everything choose by itself, memory is that of the CPUs the cpuset has.
 pub(crate) fn memory_is_that_of_one_cpu() -> Result<()> {
-    let counters = |indexing| percpu::Counters::with_indexing(1000, indexing);
-    let all = counters(percpu::Indexing::Cpu).memory_bytes();
+    use percpu::{Counters, Indexing, Log, PerCpu, Stack};
+    let cpus = Topology::read()?.possible.len();
+    // In whole cache line pairs, with headers: 1000 counters, 1000 items, 4096 bytes of log.
+    let (counters, items, log) = (8064, 4096, 4224);
+    // What there is, for each of the four.
+    let bytes = |indexing| {
+        [
+            Counters::with_indexing(1000, indexing).memory_bytes(),
+            Stack::<u32>::new(1000, 1000, indexing).memory_bytes(),
+            Log::with_indexing(4096, indexing).memory_bytes(),
+            PerCpu::with_indexing(indexing, |_| [0; 128]).iter().len(),
+        ]
+    };
+    // For so many CPUs; all but stacks have one more, for threads without a slot.
+    let expected = |cpus: usize| [counters * (cpus + 1), items * cpus, log * (cpus + 1), cpus + 1];
+    ensure!(bytes(Indexing::Cpu) == expected(cpus), "{cpus} CPUs: {:?}", bytes(Indexing::Cpu));
     let _cpuset = Cpuset::enter("0")?;
-    let few = counters(percpu::Indexing::ConcurrencyId);
-    // 1000 numbers take 8064 bytes of whole cache line pairs: one slot, and the shared one.
-    ensure!(few.memory_bytes() == 2 * 8064, "{} bytes for one CPU", few.memory_bytes());
-    ensure!(all >= 3 * 8064, "{all} bytes for every CPU");
-    ensure!(
-        counters(percpu::Indexing::Auto).memory_bytes() == few.memory_bytes(),
-        "it is not chosen by itself"
-    );
+    for indexing in [Indexing::ConcurrencyId, Indexing::Auto] {
+        ensure!(bytes(indexing) == expected(1), "one CPU, {indexing:?}: {:?}", bytes(indexing));
+    }
+    by_cpu_number_the_others_take_address_space_only()?;
+    let few = Counters::with_indexing(1000, Indexing::ConcurrencyId);
     std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(|| few.add(7, 1)))));
     ensure!(few.sum(7) == 8, "{} of 8 additions", few.sum(7));
     Ok(())
+}
+
+/// A stack with room for 4 MiB a CPU, of which 256 KiB are used on one of them: not much more comes into memory.
+fn by_cpu_number_the_others_take_address_space_only() -> Result<()> {
+    let items: Vec<u32> = (0..1 << 16).collect();
+    let stack = percpu::Stack::<u32>::new(1 << 20, items.len(), percpu::Indexing::Cpu);
+    let before = resident_bytes()?;
+    // In portions that take no longer than a CPU is had for. One that is interrupted all the same goes to the shared part.
+    items.chunks(64).for_each(|portion| stack.push(portion));
+    ensure!(stack.stack_len(0) > items.len() / 2, "{} items on CPU 0", stack.stack_len(0));
+    let grown = resident_bytes()?.saturating_sub(before);
+    ensure!(grown < 1 << 20, "{grown} bytes came into memory for {}", size_of_val(&items[..]));
+    ensure!(stack.memory_bytes() > 8 << 20, "{} bytes in all", stack.memory_bytes());
+    Ok(())
+}
+
+/// `VmRSS` of `proc(5)`.
+fn resident_bytes() -> Result<usize> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<usize>()? << 10)
 }

@@ -81,3 +81,20 @@ pub(crate) fn stranded_items_are_drained() -> Result<()> {
     })?;
     offline.map_or(Ok(()), Offline::bring_back)
 }
+
+/// The thread whose CPU goes away is told so by its guard, and another by its watch, with the mask before and after.
+pub(crate) fn an_unplug_is_noticed() -> Result<()> {
+    let mut offline = None;
+    let rest: CpuList = Topology::read()?.allowed.iter().filter(|cpu| *cpu != CPU).collect();
+    let found = crate::pinned::notices(CPU, || {
+        offline = Some(Offline::take(CPU)?);
+        Ok(())
+    })?;
+    for (who, outsider) in [("the thread", &found.by_thread), ("the watch", &found.by_watch)] {
+        ensure!(outsider.mask_before == CpuList::from_iter([CPU]), "{who}: {outsider}");
+        ensure!(outsider.mask_now == rest, "{who}: {outsider}");
+    }
+    let moved_to = found.by_thread.moved_to;
+    ensure!(moved_to.is_some_and(|cpu| rest.contains(cpu)), "moved to {moved_to:?}");
+    offline.map_or(Ok(()), Offline::bring_back)
+}

@@ -1,11 +1,13 @@
 //! Checks of what may only be tried in a guest (see `bench::vm`): CPUs go off line, cpusets shrink. To add one: a function that returns
-//! `anyhow::Result<()>`, and a line in [`CHECKS`].
+//! `anyhow::Result<()>`, and a line in [`CHECKS`], or in [`isolation::CHECKS`] where it takes a CPU that the kernel leaves alone.
 //!
 //! Each check runs in a process of its own, so that one that crashes or hangs costs its own result only. What it changes it puts back:
 //! the next one runs in the same guest.
 
 mod cpuset;
+mod host;
 mod hotplug;
+mod isolation;
 mod lsm;
 mod pinned;
 mod rseq;
@@ -29,36 +31,56 @@ const CHECKS: &[(&str, Check)] = &[
     ("membarrier_rseq_wants_registration", rseq::membarrier_wants_registration),
     ("offline_cpu_is_refused", hotplug::offline_cpu_is_refused),
     ("pinned_thread_leaves_an_offline_cpu", hotplug::pinned_thread_leaves),
+    ("an_unplug_is_noticed_by_thread_and_watch", hotplug::an_unplug_is_noticed),
     ("cpu_outside_the_cpuset_is_refused", cpuset::cpu_outside_is_refused),
     ("pinned_thread_leaves_a_shrinking_cpuset", cpuset::pinned_thread_leaves_and_returns),
     ("items_on_an_offline_cpu_are_drained", hotplug::stranded_items_are_drained),
     ("items_on_a_cpu_outside_the_cpuset_are_drained", cpuset::stranded_items_are_drained),
     ("a_cpuset_of_one_cpu_takes_the_memory_of_one", cpuset::memory_is_that_of_one_cpu),
     ("bpf_lsm_is_active", lsm::bpf_is_active),
+    ("deadline_servers_are_counted_after_check_and_restore", host::deadline_servers_are_counted),
+    ("prepare_then_restore_leaves_every_setting_as_it_was", host::prepare_then_restore),
+    ("a_partition_in_use_is_left_by_restore", host::partition_in_use_is_left),
 ];
 
 /// How long a check may take.
 const LIMIT: Duration = Duration::from_secs(20);
 
-const USAGE: &str = "usage: guest [--list | CHECK...]: runs the checks named, or all";
+const USAGE: &str =
+    "usage: guest [--list] [--isolated] [CHECK...]: lists or runs the checks named, or all of a group";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["--list"] => CHECKS.iter().for_each(|(name, _)| println!("{name}")),
-        ["--here", name] => println!("RESULT {name} {}", here(name)?),
-        [option, ..] if option.starts_with('-') => bail!(USAGE),
-        _ => {
-            only_in_a_guest()?;
-            let chosen: Vec<&str> = match &arguments[..] {
-                [] => CHECKS.iter().map(|(name, _)| *name).collect(),
-                names => names.iter().map(String::as_str).collect(),
-            };
-            for name in chosen {
-                find(name)?;
-                in_a_process(name)?;
-            }
+    let mut words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        ["--here", name] => {
+            println!("RESULT {name} {}", here(name)?);
+            return Ok(());
         }
+        ["--helper", ref helper @ ..] => return isolation::help(helper),
+        _ => {}
+    }
+    let mut option = |name: &str| {
+        let before = words.len();
+        words.retain(|word| *word != name);
+        words.len() < before
+    };
+    let (list, isolated) = (option("--list"), option("--isolated"));
+    if words.iter().any(|word| word.starts_with('-')) {
+        bail!(USAGE);
+    }
+    if words.is_empty() {
+        let group = if isolated { isolation::CHECKS } else { CHECKS };
+        words = group.iter().map(|(name, _)| *name).collect();
+    }
+    if list {
+        words.iter().for_each(|name| println!("{name}"));
+        return Ok(());
+    }
+    only_in_a_guest()?;
+    for name in words {
+        find(name)?;
+        in_a_process(name)?;
     }
     Ok(())
 }
@@ -84,7 +106,7 @@ fn only_in_a_guest() -> Result<()> {
 }
 
 fn find(name: &str) -> Result<Check> {
-    let found = CHECKS.iter().find(|(known, _)| *known == name);
+    let found = CHECKS.iter().chain(isolation::CHECKS).find(|(known, _)| *known == name);
     Ok(found.with_context(|| format!("no check \"{name}\": \"guest --list\" names them"))?.1)
 }
 

@@ -3,9 +3,10 @@
 
 use crate::until::until;
 use anyhow::{Context, Result, anyhow, ensure};
+use percpu::pin::Outsider;
 use percpu::{CpuList, Indexing, Stack, Topology, pin_on_cpu};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -72,6 +73,64 @@ impl Drop for Watched {
 fn whereabouts() -> Result<(usize, CpuList)> {
     let cpu = nix::sched::sched_getcpu().context("sched_getcpu")?;
     Ok((cpu, Topology::read()?.allowed))
+}
+
+/// What was said of a thread's loss of its CPU.
+pub(crate) struct Noticed {
+    pub(crate) by_thread: Outsider,
+    pub(crate) by_watch: Outsider,
+}
+
+/// Pins two busy threads to a CPU, has it taken away, and waits until the guard of one and the watch of the other say so.
+pub(crate) fn notices(cpu: usize, take_away: impl FnOnce() -> Result<()>) -> Result<Noticed> {
+    // Whoever of the two notices first keeps it from the other: so a thread for each.
+    let stop = AtomicBool::new(false);
+    let (watch_in, watch) = mpsc::channel();
+    let (found_in, found) = mpsc::channel();
+    thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
+        let stop = &stop;
+        scope.spawn(move || {
+            let Ok(pinned) = pin_on_cpu(cpu) else { return };
+            let _ = watch_in.send(pinned.watch());
+            while !stop.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        });
+        let watch = watch.recv_timeout(LIMIT).context("the watched thread was not pinned")?;
+        let (ready_in, ready) = mpsc::channel();
+        scope.spawn(move || {
+            let Ok(pinned) = pin_on_cpu(cpu) else { return };
+            let _ = ready_in.send(());
+            while !stop.load(Ordering::Relaxed) {
+                if let Err(outsider) = pinned.check() {
+                    let _ = found_in.send(outsider);
+                    return;
+                }
+            }
+        });
+        ready.recv_timeout(LIMIT).context("the checking thread was not pinned")?;
+        ensure!(watch.check()?.is_none(), "noticed too early");
+        take_away()?;
+        let mut by_watch = None;
+        until(LIMIT, || {
+            by_watch = watch.check()?;
+            Ok(by_watch.is_some())
+        })?;
+        Ok(Noticed {
+            by_thread: found.recv_timeout(LIMIT).context("the thread did not notice")?,
+            by_watch: by_watch.context("the watch did not notice")?,
+        })
+    })
+}
+
+/// Has the threads of a scope end, also where something fails.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Leaves items on CPU 1's stack, has that CPU taken away, and wants them back.

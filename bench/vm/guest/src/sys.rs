@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use nix::errno::Errno;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr;
 
 /// `AT_RSEQ_FEATURE_SIZE` (include/uapi/linux/auxvec.h, Linux 6.3).
@@ -89,4 +90,90 @@ pub(crate) fn membarrier_on_cpu(command: libc::c_int, cpu: usize) -> Result<(), 
     // SAFETY: takes and changes no memory of ours.
     Errno::result(unsafe { libc::syscall(libc::SYS_membarrier, command, MEMBARRIER_CMD_FLAG_CPU, cpu) })
         .map(drop)
+}
+
+/// Makes the calling thread one of SCHED_FIFO.
+pub(crate) fn be_real_time(priority: libc::c_int) -> Result<(), Errno> {
+    let parameters = libc::sched_param { sched_priority: priority };
+    // SAFETY: the kernel only reads the structure.
+    Errno::result(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters) }).map(drop)
+}
+
+/// A perf event of another thread, which counts nothing and asks the kernel to look after that thread all the same.
+pub(crate) fn perf_event_of(tid: libc::pid_t) -> Result<OwnedFd, Errno> {
+    /// `PERF_TYPE_SOFTWARE`, `PERF_ATTR_SIZE_VER0`, `PERF_COUNT_SW_DUMMY` of include/uapi/linux/perf_event.h.
+    const SOFTWARE: u32 = 1;
+    const SIZE_VER0: u32 = 64;
+    const DUMMY: u64 = 9;
+    #[repr(C)]
+    struct Attributes {
+        kind: u32,
+        size: u32,
+        config: u64,
+        rest: [u64; 6],
+    }
+    let attributes = Attributes { kind: SOFTWARE, size: SIZE_VER0, config: DUMMY, rest: [0; 6] };
+    // SAFETY: the kernel reads as many bytes as `size` says, which is the structure's.
+    let fd = unsafe { libc::syscall(libc::SYS_perf_event_open, &raw const attributes, tid, -1, -1, 0) };
+    // SAFETY: new, and nobody else's.
+    Errno::result(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
+}
+
+/// A system call that no library could answer by itself.
+pub(crate) fn parent() -> i64 {
+    // SAFETY: takes nothing.
+    unsafe { libc::syscall(libc::SYS_getppid) }
+}
+
+/// Memory of its own, which is there when it is touched and not before.
+pub(crate) struct Pages {
+    start: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: nobody else has the map.
+unsafe impl Send for Pages {}
+
+impl Pages {
+    pub(crate) const BYTES: usize = 4096;
+
+    /// Maps so many of them.
+    pub(crate) fn new(count: usize) -> Result<Self, Errno> {
+        let bytes = count * Self::BYTES;
+        let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new map, at an address of the kernel's choice.
+        let start = unsafe { libc::mmap(ptr::null_mut(), bytes, access, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        Ok(Self { start: start.cast(), bytes })
+    }
+
+    /// Writes to a byte of it, and gives that byte's address.
+    pub(crate) fn touch(&self, offset: usize) -> u64 {
+        let at = self.start.wrapping_add(offset % self.bytes);
+        // SAFETY: inside the map, which is writable.
+        unsafe { at.write_volatile(1) };
+        at as u64
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`; no pointer into it is left.
+        unsafe { libc::munmap(self.start.cast(), self.bytes) };
+    }
+}
+
+/// Makes a child that ends at once, and waits for it.
+pub(crate) fn fork_and_wait() -> Result<(), Errno> {
+    // SAFETY: the child makes one system call, and touches nothing that another thread may have held.
+    let child = Errno::result(unsafe { libc::fork() })?;
+    if child == 0 {
+        // SAFETY: no destructor and no handler runs.
+        unsafe { libc::_exit(0) };
+    }
+    let mut status = 0;
+    // SAFETY: the status is written.
+    Errno::result(unsafe { libc::waitpid(child, &mut status, 0) }).map(drop)
 }

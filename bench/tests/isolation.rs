@@ -1,0 +1,63 @@
+//! Strict isolation where it can hold: in a guest whose CPU 1 has no tick (see `bench::vm` and CONTRIBUTING.md).
+//!
+//! First nothing happens to the shipped program, then one thing after another happens to a worker: `bench/vm/guest/src/isolation`.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use bench::vm::{Guest, build_static};
+use common::{json_behind, kit, number, tell_checks};
+use std::process::Command;
+use std::time::Duration;
+
+/// What a machine is told when it boots, so that its CPU 1 can be left alone.
+const TICKLESS: &str = "nohz_full=1 rcu_nocbs=1 isolcpus=managed_irq,domain,1";
+/// Runs of the shipped program.
+const RUNS: usize = 3;
+
+#[test]
+fn guest_isolation() {
+    let Some(kit) = kit("guest_isolation") else { return };
+    let [guest, l2fwd] = [("guest", "guest"), ("apps", "l2fwd")]
+        .map(|(package, program)| build_static(package, program).unwrap_or_else(|error| panic!("{error}")));
+    let list = Command::new(&guest).args(["--list", "--isolated"]).output().unwrap();
+    assert!(list.status.success(), "{}", String::from_utf8_lossy(&list.stderr));
+    let names = String::from_utf8(list.stdout).unwrap();
+
+    let mut machine = Guest::new("isolation")
+        .append(TICKLESS)
+        .timeout(Duration::from_secs(240))
+        .file("bin/guest", &guest)
+        .file("bin/l2fwd", &l2fwd)
+        .run("guest --isolated");
+    for run in 0..RUNS {
+        // A process is not given isolated CPUs by itself.
+        machine = machine
+            .run("taskset 3 l2fwd --isolation strict --duration 5 --stats-period 0 --report /tmp/report --violations /tmp/violations >/tmp/said 2>&1 || cat /tmp/said")
+            .run(&format!("echo run {run} && cat /tmp/report && echo told && cat /tmp/violations"));
+    }
+    let said = machine.boot(&kit).unwrap_or_else(|error| panic!("{error}"));
+
+    for run in 0..RUNS {
+        let report = json_behind(&said, &format!("run {run}"));
+        let isolation = &report["isolation"];
+        assert_eq!(isolation["mode"], "strict", "{report:#}");
+        assert_eq!(isolation["signal"], "syscalls,exceptions,interrupts", "{report:#}");
+        assert_eq!(isolation["tickless"], true, "{report:#}");
+        for none in ["interrupts", "softirqs", "threads", "trace_lost", "allowed", "not_recorded", "dropped"]
+        {
+            assert_eq!(number(&report, &format!("/isolation/{none}")), 0, "{report:#}");
+        }
+        assert!(isolation["signals"].as_object().unwrap().is_empty(), "{report:#}");
+        assert!(isolation["cannot_know"].as_array().unwrap().is_empty(), "{report:#}");
+        assert!(report["violations"].as_object().unwrap().is_empty(), "{report:#}");
+        assert_eq!(number(&report, "/workers/0/cpu"), 1, "{report:#}");
+        assert!(number(&report, "/ports/0/rx_packets") > 1000, "{report:#}");
+        assert_eq!(number(&report, "/pool/leaked"), 0, "{report:#}");
+        assert!(report["duration_s"].as_f64().unwrap() >= 5.0, "{report:#}");
+    }
+    let told = said.output.iter().filter(|line| line.contains("\"cause\"")).collect::<Vec<_>>();
+    assert!(told.is_empty(), "{told:#?}");
+    tell_checks("guest_isolation", &said, &names);
+}
