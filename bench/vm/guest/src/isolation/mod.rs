@@ -2,6 +2,7 @@
 //! purpose, and of that each is to be told with its cause, and with no other.
 
 mod helper;
+mod osnoise;
 mod outside;
 mod own;
 mod quiet;
@@ -39,6 +40,9 @@ pub(crate) const CHECKS: &[(&str, Check)] = &[
     ("a_debugger_suspends", outside::a_debugger_suspends),
     ("a_move_ends_the_stay", outside::a_move_ends_the_stay),
 ];
+
+/// Takes a kernel with `osnoise`: runs only where it is named.
+pub(crate) const WITH_OSNOISE: &[(&str, Check)] = &[("osnoise_agrees", osnoise::osnoise_agrees)];
 
 /// How near to a second task its ticks are: one or two, in a guest whose host may be busy.
 const TICK: Duration = Duration::from_millis(100);
