@@ -121,6 +121,11 @@ pub(crate) fn help(words: &[&str]) -> Result<()> {
                 stay_on(&[CPU])?;
                 for _ in 0..PULSES {
                     thread::sleep(PULSE);
+                    // Long enough for ticks to come meanwhile, and for another pulse to wait for this one.
+                    let start = Instant::now();
+                    while start.elapsed() < PULSE / 2 {
+                        std::hint::spin_loop();
+                    }
                 }
                 stay_on(&[0])?;
             }
