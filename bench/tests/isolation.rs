@@ -6,7 +6,7 @@
 
 mod common;
 
-use bench::vm::{Guest, build_static};
+use bench::vm::{Guest, Outcome, build_static};
 use common::{json_behind, kit, number, tell_checks};
 use std::process::Command;
 use std::time::Duration;
@@ -60,4 +60,30 @@ fn guest_isolation() {
     let told = said.output.iter().filter(|line| line.contains("\"cause\"")).collect::<Vec<_>>();
     assert!(told.is_empty(), "{told:#?}");
     tell_checks("guest_isolation", &said, &names);
+}
+
+/// What we count and what a tracer of the kernel counts, on the kernel that has it.
+#[test]
+fn guest_osnoise_agrees() {
+    const TEST: &str = "guest_osnoise_agrees";
+    let Some(kit) = kit(TEST) else { return };
+    let kernel = match kit.real_time_kernel() {
+        Ok(kernel) => kernel,
+        Err(error) => {
+            eprintln!("SKIPPED {TEST}: {error}");
+            return;
+        }
+    };
+    let guest = build_static("guest", "guest").unwrap_or_else(|error| panic!("{error}"));
+    let said = Guest::new("osnoise")
+        .kernel(&kernel)
+        .append(TICKLESS)
+        .timeout(Duration::from_secs(90))
+        .file("bin/guest", &guest)
+        .run("guest osnoise_agrees")
+        .boot(&kit)
+        .unwrap_or_else(|error| panic!("{error}"));
+    said.output.iter().for_each(|line| println!("{line}"));
+    // It lacks nothing here.
+    assert_eq!(said.outcome("osnoise_agrees"), Outcome::Ok);
 }

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Fetches what guest tests run: QEMU with its libraries, a cloud kernel and busybox, as Debian or Ubuntu packages them.
 #
-#   bench/vm/fetch.sh
+#   bench/vm/fetch.sh       QEMU, its libraries, a cloud kernel and busybox (60 MB)
+#   bench/vm/fetch.sh rt    a kernel with PREEMPT_RT, which a few tests want besides (110 MB)
 #
-# All of it goes to target/vm (or $CARGO_TARGET_DIR/vm): nothing is installed, no setting of apt is changed, no root is needed. apt
+# All of it goes to target/vm (or $CARGO_TARGET_DIR/vm), the second kernel to rt in it: nothing is installed, no setting of apt is changed, no root is needed. apt
 # checks the archive's signatures. A second run fetches nothing: to fetch anew, remove target/vm.
 #
 # Exit status: 0 when all is there, 3 where this machine cannot have it, 1 when something failed. One line says why.
@@ -12,7 +13,12 @@ export LC_ALL=C DEBIAN_FRONTEND=noninteractive
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 # Raise it when what is fetched changes.
 readonly recipe=1
-readonly vm=${CARGO_TARGET_DIR:-$PWD/target}/vm
+case $* in
+"") kernels=(linux-image-cloud-amd64 linux-image-virtual) folder=vm ;;
+rt) kernels=(linux-image-rt-amd64) folder=vm/rt ;;
+*) echo "usage: bench/vm/fetch.sh [rt]" >&2 && exit 1 ;;
+esac
+readonly kernels vm=${CARGO_TARGET_DIR:-$PWD/target}/$folder
 # What a stuck mirror may cost.
 readonly limit_s=300
 
@@ -80,11 +86,24 @@ get update || true
 compgen -G "$work/lists/*Packages*" >/dev/null || cannot "the archive is out of reach: $(complaint)"
 
 kernel=
-for meta in linux-image-cloud-amd64 linux-image-virtual; do
+for meta in "${kernels[@]}"; do
     kernel=$(apt-cache -c "$work/apt.conf" depends "$meta" 2>>"$log" | awk '$1 == "Depends:" && $2 ~ /^linux-image-/ { print $2; exit }')
     [[ $kernel ]] && break
 done
-[[ $kernel ]] || failed "the archive has no linux-image-cloud-amd64 and no linux-image-virtual"
+if [[ ! $kernel ]]; then
+    [[ $folder == vm/rt ]] && cannot "the archive has no kernel with PREEMPT_RT (Debian has linux-image-rt-amd64)"
+    failed "the archive has no ${kernels[0]} and no ${kernels[1]}"
+fi
+if [[ $folder == vm/rt ]]; then
+    (cd "$work/archives" && get download "$kernel") || failed "cannot fetch $kernel"
+    # Its modules are half a gigabyte, and nobody loads one.
+    mkdir "$work/root" || stop 1 "cannot write to $vm"
+    dpkg-deb --fsys-tarfile "$work"/archives/*.deb 2>>"$log" |
+        tar --extract --directory "$work/root" --wildcards './boot/vmlinuz-*' 2>>"$log" || failed "cannot unpack $kernel"
+    mv "$work"/root/boot/vmlinuz-* "$vm/vmlinuz" 2>>"$log" || failed "$kernel holds not one kernel"
+    echo "$recipe" >"$vm/fetched"
+    exit
+fi
 # Of QEMU also what it needs and the machine lacks; download-only: what that would install or remove stays as it is.
 get --download-only --no-install-recommends --reinstall install qemu-system-x86 qemu-system-data seabios ||
     failed "cannot fetch QEMU"

@@ -16,6 +16,8 @@ use nic::{Batch, Counter, Pool, PortId, QueueCounters};
 use percpu::tsc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
 
 /// What a worker and the control core share. The worker writes the counters, the control core reads them.
 #[derive(Default)]
@@ -41,12 +43,47 @@ pub(crate) struct RunState {
     pub(crate) on_violation: OnViolation,
     /// The worker whose violation ended the run; `usize::MAX` for none.
     interrupted: AtomicUsize,
+    /// Workers that are in isolation.
+    isolated: AtomicUsize,
+}
+
+/// One worker's stay among [`RunState::isolated`]; it ends also where the worker panics.
+struct Stay(Arc<RunState>);
+
+impl Stay {
+    fn begin(state: &Arc<RunState>) -> Self {
+        state.isolated.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(state))
+    }
+
+    /// Waits until the others have left too: what a worker does when it ends (closing queues, giving its stack back) would interrupt
+    /// those that are still isolated.
+    fn end(self) {
+        let state = Arc::clone(&self.0);
+        drop(self);
+        while state.isolated.load(Ordering::Relaxed) > 0 {
+            thread::sleep(LEAVE_PERIOD);
+        }
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        self.0.isolated.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl RunState {
     pub(crate) fn new(pool: Pool, on_violation: OnViolation) -> Self {
         let interrupted = AtomicUsize::new(usize::MAX);
-        Self { stop: AtomicBool::new(false), events: ArrayQueue::new(16), pool, on_violation, interrupted }
+        Self {
+            stop: AtomicBool::new(false),
+            events: ArrayQueue::new(16),
+            pool,
+            on_violation,
+            interrupted,
+            isolated: AtomicUsize::new(0),
+        }
     }
 
     /// The worker whose violation ended the run.
@@ -59,6 +96,9 @@ impl RunState {
 const LONG_GAP_NS: u64 = 20_000;
 /// So many in a second are too many to be looked into: the limit doubles.
 const MANY_GAPS: u64 = 1000;
+
+/// How often a worker that has left looks whether the others have.
+const LEAVE_PERIOD: Duration = Duration::from_millis(1);
 
 struct Input {
     queue: Box<dyn RxQueue>,
@@ -126,6 +166,7 @@ impl<A: Application> Worker<A> {
         let mut batch = Batch::new();
         let window = isolated.as_ref().and_then(Isolated::window);
         self.outputs.set_window(window.clone());
+        let stay = isolated.as_ref().map(|_| Stay::begin(&self.state));
         if isolated.is_some() {
             self.long_gap = tsc::from_ns(LONG_GAP_NS);
         }
@@ -177,6 +218,10 @@ impl<A: Application> Worker<A> {
         }
         self.account(tsc::now().wrapping_sub(last), moved);
         self.application.stop();
+        drop(isolated);
+        if let Some(stay) = stay {
+            stay.end();
+        }
         (self.application, self.gap)
     }
 

@@ -12,6 +12,9 @@ pub enum VmError {
     /// `bench/vm/fetch.sh` has not run, or was interrupted.
     #[error("no QEMU in {}: run bench/vm/fetch.sh", .0.display())]
     NotFetched(PathBuf),
+    /// `bench/vm/fetch.sh rt` has not run, or there is none for this machine.
+    #[error("no kernel with PREEMPT_RT in {}: run \"bench/vm/fetch.sh rt\"", .0.display())]
+    NoRealTimeKernel(PathBuf),
     /// A static program could not be built.
     #[error("cannot build {program} for the guest: {why}")]
     Build {

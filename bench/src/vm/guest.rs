@@ -28,6 +28,7 @@ pub struct Guest {
     name: String,
     cpus: usize,
     memory_mib: usize,
+    kernel: Option<PathBuf>,
     append: Vec<String>,
     files: Vec<(String, PathBuf)>,
     commands: Vec<String>,
@@ -41,6 +42,7 @@ impl Guest {
             name: name.to_owned(),
             cpus: 2,
             memory_mib: 512,
+            kernel: None,
             append: Vec::new(),
             files: Vec::new(),
             commands: Vec::new(),
@@ -59,6 +61,13 @@ impl Guest {
     #[must_use]
     pub fn memory_mib(mut self, memory_mib: usize) -> Self {
         self.memory_mib = memory_mib;
+        self
+    }
+
+    /// Another kernel than the kit's.
+    #[must_use]
+    pub fn kernel(mut self, kernel: &Path) -> Self {
+        self.kernel = Some(kernel.to_owned());
         self
     }
 
@@ -113,7 +122,7 @@ impl Guest {
             .arg("-serial")
             .arg(file_backend(&results))
             .arg("-kernel")
-            .arg(kit.kernel())
+            .arg(self.kernel.clone().unwrap_or_else(|| kit.kernel()))
             .arg("-initrd")
             .arg(&initramfs)
             .args(["-append", &format!("{COMMAND_LINE} {}", self.append.join(" "))])

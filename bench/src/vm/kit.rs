@@ -46,6 +46,16 @@ impl Kit {
         self.root().join("vmlinuz")
     }
 
+    /// The kernel with PREEMPT_RT that `bench/vm/fetch.sh rt` fetches: for [`Guest::kernel`](super::Guest::kernel).
+    pub fn real_time_kernel(&self) -> Result<PathBuf, VmError> {
+        let folder = self.folder.join("rt");
+        // Written last.
+        if !folder.join("fetched").exists() {
+            return Err(VmError::NoRealTimeKernel(folder));
+        }
+        Ok(folder.join("vmlinuz"))
+    }
+
     /// busybox, a static program; where it is depends on the distribution.
     pub(super) fn busybox(&self) -> PathBuf {
         let merged = self.root().join("usr/bin/busybox");

@@ -58,6 +58,7 @@ pub(super) enum What {
     /// Another thread gets the CPU. Numbers are the kernel's own, not those of a container.
     Switch {
         prev_pid: i32,
+        prev_comm: String,
         sleeps: bool,
         next_pid: i32,
         next_comm: String,
@@ -202,6 +203,7 @@ fn fields(layout: &Layout, record: &[u8]) -> Option<What> {
         Kind::SoftirqExit => What::SoftirqExit,
         Kind::Switch => What::Switch {
             prev_pid: number("prev_pid")? as i32,
+            prev_comm: layout.format.get("prev_comm").and_then(bytes).map_or_else(String::new, text),
             // TASK_RUNNING is 0; the bit above all states says that it was preempted.
             sleeps: number("prev_state")? & 0xff != 0,
             next_pid: number("next_pid")? as i32,

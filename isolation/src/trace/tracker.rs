@@ -53,6 +53,10 @@ pub(super) struct Tracker {
     tid: i32,
     /// The kernel's own number of the thread, which a container does not see: learnt at its first switch.
     kernel_pid: i32,
+    /// Whom the last switch that was seen gave the CPU to.
+    running: Option<i32>,
+    /// When the worker was last seen.
+    seen_ns: u64,
     entry: Option<Entry>,
     away: Option<Away>,
     pub(super) totals: Totals,
@@ -60,7 +64,15 @@ pub(super) struct Tracker {
 
 impl Tracker {
     pub(super) fn new(tid: i32) -> Self {
-        Self { tid, kernel_pid: tid, entry: None, away: None, totals: Totals::default() }
+        Self {
+            tid,
+            kernel_pid: tid,
+            running: None,
+            seen_ns: 0,
+            entry: None,
+            away: None,
+            totals: Totals::default(),
+        }
     }
 
     /// Since when the worker is away.
@@ -77,6 +89,9 @@ impl Tracker {
     ) {
         let Event { time_ns, tid, what, stack } = event;
         let ours = tid == self.tid;
+        if ours {
+            self.seen_ns = time_ns;
+        }
         if ours && self.away.is_some() && !matches!(what, What::In | What::Lost(_)) {
             // It is back, and the switch was lost, or had another number.
             self.come_back(time_ns, out);
@@ -120,7 +135,10 @@ impl Tracker {
                     self.pass(time_ns.saturating_sub(duration_ns), time_ns, Cause::Nmi, stack, out);
                 }
             }
-            What::Switch { prev_pid, sleeps, next_pid, next_comm } => {
+            What::Switch { prev_pid, prev_comm, sleeps, next_pid, next_comm } => {
+                if self.running.replace(next_pid).is_some_and(|running| running != prev_pid) && !ours {
+                    self.miss(time_ns, prev_pid, prev_comm, out);
+                }
                 if next_pid != 0 && next_pid != self.kernel_pid {
                     self.totals.threads += 1;
                 }
@@ -129,6 +147,7 @@ impl Tracker {
                     self.leave(time_ns, sleeps, true, stack, out);
                 }
                 if next_pid == self.kernel_pid {
+                    self.seen_ns = time_ns;
                     self.come_back(time_ns, out);
                 } else if let Some(away) = &mut self.away {
                     away.next(time_ns, next_pid, next_comm);
@@ -229,6 +248,21 @@ impl Tracker {
         self.away = Some(Away { start_ns, since_ns: time_ns, tasks: Vec::new(), also, sleeps, known, stack });
     }
 
+    /// A switch to this task was missed: while the kernel makes a record or a signal for the worker, it makes none of what else happens to
+    /// it, and the worker may lose the CPU just then.
+    fn miss(&mut self, time_ns: u64, pid: i32, comm: String, out: &mut Vec<Interruption>) {
+        self.totals.threads += u64::from(pid != 0);
+        let was_there = self.away.is_none();
+        if was_there {
+            // Right after what the record or the signal was for.
+            self.leave(self.seen_ns, false, true, Vec::new(), out);
+        }
+        let since_ns = if was_there { self.seen_ns } else { time_ns };
+        if let Some(away) = &mut self.away {
+            away.next(since_ns, pid, comm);
+        }
+    }
+
     fn come_back(&mut self, time_ns: u64, out: &mut Vec<Interruption>) {
         let Some(mut away) = self.away.take() else { return };
         away.credit(time_ns);
@@ -305,7 +339,8 @@ mod tests {
     }
 
     fn switch(prev: i32, sleeps: bool, next: i32, comm: &str) -> What {
-        What::Switch { prev_pid: prev, sleeps, next_pid: next, next_comm: comm.into() }
+        let prev_comm = if prev == HOG { "hog" } else { "another" }.into();
+        What::Switch { prev_pid: prev, prev_comm, sleeps, next_pid: next, next_comm: comm.into() }
     }
 
     fn spans(found: &[Interruption]) -> Vec<(u64, u64, String)> {
@@ -396,6 +431,19 @@ mod tests {
             .at(51, WORKER, What::Exit)
             .flush(3000);
         assert_eq!(spans(&found), [(10, 50, "task:hog".into()), (50, 51, "irq:local_timer".into())]);
+    }
+
+    #[test]
+    fn a_lost_departure_is_known_by_the_return() {
+        let scene = Scene::new()
+            .at(5, 0, switch(0, false, WORKER, "worker-0"))
+            .at(10, WORKER, What::VectorEntry(1))
+            .at(12, WORKER, What::Exit)
+            .at(20_000, HOG, switch(HOG, true, WORKER, "worker-0"));
+        assert_eq!(scene.tracker.totals, Totals { irqs: 1, softirqs: 0, threads: 1, lost: 0 });
+        let found = scene.flush(30_000);
+        assert_eq!(spans(&found), [(10, 20_000, "task:hog".into())]);
+        assert_eq!(found[0].also, [Cause::Vector("reschedule")]);
     }
 
     #[test]

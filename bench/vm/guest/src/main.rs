@@ -106,7 +106,11 @@ fn only_in_a_guest() -> Result<()> {
 }
 
 fn find(name: &str) -> Result<Check> {
-    let found = CHECKS.iter().chain(isolation::CHECKS).find(|(known, _)| *known == name);
+    let found = CHECKS
+        .iter()
+        .chain(isolation::CHECKS)
+        .chain(isolation::WITH_OSNOISE)
+        .find(|(known, _)| *known == name);
     Ok(found.with_context(|| format!("no check \"{name}\": \"guest --list\" names them"))?.1)
 }
 

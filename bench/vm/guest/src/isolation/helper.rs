@@ -13,12 +13,17 @@ use nix::unistd::Pid;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long the hog keeps the CPU.
 pub(crate) const HOG: Duration = Duration::from_millis(20);
 /// Reads of `stat_refresh` at an order.
 pub(crate) const REFRESHES: usize = 5;
+
+/// How often the pulse takes the CPU at an order, and how long it sleeps each time, by a timer of that CPU.
+pub(crate) const PULSES: usize = 100;
+const PULSE: Duration = Duration::from_millis(4);
 
 /// A helper, as the check sees it. It ends when this is dropped.
 pub(crate) struct Helper {
@@ -50,11 +55,17 @@ impl Helper {
 
     /// Has it do its thing, and returns when that is done.
     pub(crate) fn order(&mut self) -> Result<()> {
-        self.orders.as_mut().context("it was dismissed")?.write_all(b"\n")?;
+        self.begin()?;
         self.answer()
     }
 
-    fn answer(&mut self) -> Result<()> {
+    /// Has it begin its thing.
+    pub(crate) fn begin(&mut self) -> Result<()> {
+        Ok(self.orders.as_mut().context("it was dismissed")?.write_all(b"\n")?)
+    }
+
+    /// Returns when it is done.
+    pub(crate) fn answer(&mut self) -> Result<()> {
         let mut line = String::new();
         self.answers.read_line(&mut line)?;
         ensure!(line == "done\n", "the helper says \"{}\"", line.trim_end());
@@ -88,7 +99,7 @@ pub(crate) fn help(words: &[&str]) -> Result<()> {
     // What the violation is to call it.
     fs::write("/proc/self/comm", name)?;
     stay_on(&[0])?;
-    if *name == "hog" {
+    if ["hog", "pulse"].contains(name) {
         sys::be_real_time(50)?;
     }
     let answer = || io::stdout().write_all(b"done\n");
@@ -105,6 +116,18 @@ pub(crate) fn help(words: &[&str]) -> Result<()> {
                 while start.elapsed() < HOG {
                     std::hint::spin_loop();
                 }
+            }
+            "pulse" => {
+                stay_on(&[CPU])?;
+                for _ in 0..PULSES {
+                    thread::sleep(PULSE);
+                    // Long enough for ticks to come meanwhile, and for another pulse to wait for this one.
+                    let start = Instant::now();
+                    while start.elapsed() < PULSE / 2 {
+                        std::hint::spin_loop();
+                    }
+                }
+                stay_on(&[0])?;
             }
             "mover" => {
                 let mut mask = CpuSet::new();

@@ -14,7 +14,7 @@ use percpu::{pin_on_cpu, tsc};
 use std::fs;
 use std::hint::black_box;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -39,6 +39,8 @@ struct Stage {
     wanted: AtomicU32,
     done: AtomicU32,
     entered: AtomicBool,
+    /// An address of the worker's stack that it writes to each turn.
+    stack: AtomicU64,
     leave: AtomicBool,
 }
 
@@ -158,6 +160,11 @@ impl Scene {
         self.observer.watched(0)
     }
 
+    /// Whether an address is in the page of its stack that the worker writes to.
+    pub(crate) fn is_on_stack(&self, address: u64) -> bool {
+        address / 4096 == self.stage.stack.load(Ordering::Relaxed) / 4096
+    }
+
     /// Whether the worker is isolated just now.
     pub(crate) fn is_isolated(&self) -> bool {
         self.watched().is_some_and(|watched| watched.was_isolated(tsc::now()))
@@ -194,8 +201,9 @@ fn work(
     // An error, when the other end is dropped.
     let _ = go.recv();
     let mut guard = prepared.enter()?;
-    stage.entered.store(true, Ordering::Relaxed);
     let (mut done, mut turns) = (0, 0_u64);
+    stage.stack.store(&raw const turns as u64, Ordering::Relaxed);
+    stage.entered.store(true, Ordering::Relaxed);
     while !stage.leave.load(Ordering::Relaxed) {
         guard.turn();
         // The stack is in use.
