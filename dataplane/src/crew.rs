@@ -74,6 +74,8 @@ impl<A: Application + 'static> Crew<A> {
                     Err(source) => (None, None, Err(Error::Pin { worker: index, source })),
                 };
                 let _ = ready.send(result);
+                // The channel ends with the last of them, also where another has panicked.
+                drop(ready);
                 // An error means that some worker could not start: then the stop flag is set and run returns at once.
                 let _ = may_start.recv();
                 if state.stop.load(Ordering::Relaxed) {

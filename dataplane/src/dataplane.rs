@@ -150,13 +150,14 @@ impl Dataplane {
         drop((std::mem::take(&mut self.rx), std::mem::take(&mut self.tx)));
         let lost = control::last_look(&mut self.registry, &state);
         self.registry.ports.iter_mut().for_each(|entry| entry.port.refresh());
-        watcher.finish(&self.registry)?;
+        let told = watcher.finish(&self.registry);
         let ports: Vec<PortReport> = self.registry.ports.iter().map(PortReport::new).collect();
         let workers = |gaps: &[LoopGap]| -> Vec<WorkerReport> {
             self.registry.workers.iter().zip(gaps).map(|(entry, gap)| worker_report(entry, gap)).collect()
         };
         let gone: Option<PortGone> = result.as_mut().ok().and_then(|(_, gone)| gone.take());
         let joined = result.map(|(joined, _)| joined)?;
+        told?;
         let (applications, gaps): (Vec<A>, Vec<LoopGap>) = joined.into_iter().unzip();
         let workers = workers(&gaps);
         self.registry.ports.clear();

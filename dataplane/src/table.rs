@@ -225,7 +225,7 @@ impl Table {
         if isolation.unexplained_gaps > 0 {
             let _ = writeln!(
                 text,
-                "    {:>10}  long gaps with no event of this kernel in them (hypervisor or SMI), up to {}",
+                "    {:>10}  long gaps with no event of this kernel in them (hypervisor, SMI, or long turns), up to {}",
                 isolation.unexplained_gaps,
                 duration_text(isolation.unexplained_longest_ns)
             );

@@ -181,7 +181,7 @@ impl<A: Application> Worker<A> {
             last = now;
             if let Some(isolated) = &mut isolated {
                 match isolated.turn() {
-                    Turn::Undisturbed => {}
+                    Turn::Undisturbed | Turn::Entered => {}
                     turn => self.violated(isolated, turn),
                 }
             }
@@ -217,8 +217,10 @@ impl<A: Application> Worker<A> {
             }
         }
         self.account(tsc::now().wrapping_sub(last), moved);
+        // What the end takes is no violation.
+        self.outputs.set_window(None);
+        drop((window, isolated));
         self.application.stop();
-        drop(isolated);
         if let Some(stay) = stay {
             stay.end();
         }
@@ -247,7 +249,13 @@ impl<A: Application> Worker<A> {
         self.application.on_violation(turn);
         match self.state.on_violation {
             OnViolation::Exit => {
-                self.state.interrupted.store(self.index, Ordering::Relaxed);
+                // The first is who did it.
+                let _ = self.state.interrupted.compare_exchange(
+                    usize::MAX,
+                    self.index,
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                );
                 self.state.stop.store(true, Ordering::Relaxed);
             }
             OnViolation::Rearm if matches!(turn, Turn::Ended(_)) => {

@@ -72,6 +72,13 @@ fn lock_map(range: &Range<u64>, writable: bool, result: &mut Locked) {
     let _ = sys::populate(range, writable);
 }
 
+/// The end of `range`, from where the map begins that its last byte is in: the main thread's stack is not mapped as far as it may grow.
+pub(crate) fn mapped_end(range: &Range<u64>) -> io::Result<Range<u64>> {
+    let maps = parse(&fs::read_to_string("/proc/self/maps")?);
+    let map = maps.iter().find(|map| map.range.contains(&(range.end - 1)));
+    Ok(map.map_or(range.start, |map| map.range.start.max(range.start))..range.end)
+}
+
 fn exists(range: &Range<u64>) -> bool {
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     parse(&maps).iter().any(|map| map.range.start <= range.start && range.end <= map.range.end)
@@ -86,8 +93,10 @@ impl KeptFromChildren {
     pub fn new(range: &Range<u64>) -> io::Result<Self> {
         const PAGE: u64 = 4096;
         let pages = range.start / PAGE * PAGE..range.end.next_multiple_of(PAGE);
-        sys::keep_from_children(&pages, true)?;
-        Ok(Self(pages))
+        // Where a part of it is not mapped, the rest is done all the same: the guard takes that back.
+        let kept = Self(pages);
+        sys::keep_from_children(&kept.0, true)?;
+        Ok(kept)
     }
 }
 

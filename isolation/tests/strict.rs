@@ -95,7 +95,7 @@ fn allowed_calls_are_made_and_not_signalled() {
         getpid();
         let watched = guard.watched().unwrap();
         assert_eq!((watched.count(Source::Syscall), watched.allowed()), (0, 1));
-        assert_eq!(guard.turn(), Turn::Disturbed);
+        assert_eq!(guard.turn(), Turn::Entered);
         assert_eq!(guard.turn(), Turn::Undisturbed);
     });
 }
@@ -255,5 +255,65 @@ fn strict_refuses_where_the_tick_goes_on() {
         let refusal = isolation::prepare(cpu, &Config { signals: SYSCALLS, ..Config::default() });
         let words = refusal.map(|_| ()).unwrap_err().to_string();
         assert!(words.contains("keeps its timer tick") && words.contains("nohz_full="), "{words}");
+    });
+}
+
+#[test]
+fn a_mask_is_set_and_asked_for_in_one_place() {
+    isolated(&soft(SYSCALLS), |_| {
+        let before = SigSet::thread_get_mask().unwrap();
+        let mut place = 0_u64;
+        // SAFETY: both are the same live number of 64 bits, as the kernel allows.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigprocmask,
+                libc::SIG_SETMASK,
+                &raw mut place,
+                &raw mut place,
+                8_usize,
+            )
+        };
+        assert_eq!(result, 0);
+        assert_eq!(SigSet::thread_get_mask().unwrap(), SigSet::empty());
+        assert_eq!(place >> (libc::SIGTERM - 1) & 1, u64::from(before.contains(Signal::SIGTERM)));
+        before.thread_set_mask().unwrap();
+    });
+}
+
+#[test]
+fn a_thread_is_prepared_once_at_a_time() {
+    common::on_pinned_thread(|cpu| {
+        let config = soft(SYSCALLS);
+        let first = isolation::prepare(cpu, &config).unwrap();
+        let refusal = isolation::prepare(cpu, &config).map(|_| ()).unwrap_err();
+        assert!(refusal.to_string().contains("one guard at a time"), "{refusal}");
+        drop(first.enter().unwrap());
+        assert!(isolation::prepare(cpu, &config).is_ok());
+    });
+}
+
+#[test]
+fn a_migration_ends_the_stay_also_without_its_signal() {
+    common::on_pinned_thread(|cpu| {
+        let Some(other) = percpu::Topology::read().unwrap().online.iter().find(|other| *other != cpu) else {
+            eprintln!("SKIPPED a_migration_ends_the_stay_also_without_its_signal: needs a second CPU");
+            return;
+        };
+        let to = |cpu| {
+            let mut set = nix::sched::CpuSet::new();
+            set.set(cpu).unwrap();
+            nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set).unwrap();
+        };
+        // Migrations are not among what is signalled here.
+        let mut guard = isolation::prepare(cpu, &soft(SYSCALLS)).unwrap().enter().unwrap();
+        guard.allow(|| to(other));
+        assert!(guard.is_isolated());
+        getpid();
+        assert_eq!(guard.turn(), Turn::Ended(Source::Migration));
+        assert_eq!(guard.watched().unwrap().count(Source::Migration), 1);
+        assert!(guard.enter_again().is_err());
+        to(cpu);
+        guard.enter_again().unwrap();
+        assert!(guard.is_isolated());
     });
 }

@@ -1,8 +1,9 @@
 //! Which packets an interruption cost: a worker's violations joined with the drop counters of its queues.
 //!
-//! Counters say how many packets were lost between two looks, a millisecond apart; violations say when the worker was away. Losses without a
-//! pause between them are one *episode*. It is the violations' that lie in it if they were long enough to have caused it: while they
-//! lasted, so many packets must have come as were lost. Otherwise the worker was there and overloaded, and the episode is nobody's. Whatever
+//! Counters say how many packets were lost between two looks, a millisecond apart; violations say when the worker was away. What is lost
+//! while it is away for most of the time between two looks, or right after, is that violation's. The rest is judged by *episodes*, which are losses
+//! without a pause between them: such an episode is the violations' that lie in it if they were long enough to have caused it, for while they
+//! lasted, so many packets must have come as were lost. Otherwise the worker was there and overloaded, and it is nobody's. Whatever
 //! is lost is so counted once: at one violation, or at none.
 #![forbid(unsafe_code)]
 
@@ -90,7 +91,10 @@ impl DropJoin {
 
     /// Hands out the violations whose losses are known. `away_since_ns`: the worker is away since then.
     pub(crate) fn settle(&mut self, now_ns: u64, away_since_ns: Option<u64>, out: &mut Vec<Joined>) {
-        let known_ns = now_ns.saturating_sub(SETTLED_NS).min(away_since_ns.unwrap_or(u64::MAX));
+        // One that stays away for so long is told of when it is back, and not waited for.
+        let forgotten_ns = now_ns.saturating_sub(MEMORY_NS);
+        let away_since_ns = away_since_ns.map_or(u64::MAX, |since| since.max(forgotten_ns));
+        let known_ns = now_ns.saturating_sub(SETTLED_NS).min(away_since_ns);
         let open_since_ns = self.judge_episodes(known_ns);
         let done = |joined: &Joined| {
             let violation = &joined.violation;
@@ -135,10 +139,16 @@ impl DropJoin {
                     break;
                 }
             }
-            let (from_ns, to_ns) = (self.intervals[start].from_ns, self.intervals[end].to_ns);
-            let long = to_ns - from_ns > LONGEST_EPISODE_NS;
-            if known_ns != u64::MAX && (!(over || long) || to_ns + PAUSE_NS > known_ns) {
-                return from_ns;
+            let from_ns = self.intervals[start].from_ns;
+            if known_ns != u64::MAX && (!over || self.intervals[end].to_ns + PAUSE_NS > known_ns) {
+                // Not over, as far as is known: a piece of it, where it is long.
+                let cut_ns = known_ns.saturating_sub(PAUSE_NS);
+                if cut_ns < from_ns + LONGEST_EPISODE_NS {
+                    return from_ns;
+                }
+                let known = |interval: &Interval| interval.to_ns <= from_ns + LONGEST_EPISODE_NS;
+                end = start + self.intervals.range(start..).take_while(|interval| known(interval)).count();
+                end = end.saturating_sub(1).max(start);
             }
             self.judge(start, end);
             first = end + 1;
@@ -151,7 +161,16 @@ impl DropJoin {
         let touches = |joined: &Joined, from_ns: u64, to_ns: u64| {
             joined.violation.start_ns < to_ns && joined.violation.end_ns + CATCH_UP_NS > from_ns
         };
-        let length = |joined: &Joined| joined.violation.end_ns - joined.violation.start_ns;
+        let length = |joined: &Joined| joined.violation.end_ns.saturating_sub(joined.violation.start_ns);
+        // Away for most of it; or for longer than that, and back just before.
+        let covers = |joined: &Joined, interval: &Interval| {
+            let Violation { start_ns, end_ns, .. } = joined.violation;
+            let whole = interval.to_ns - interval.from_ns;
+            let common = end_ns.min(interval.to_ns).saturating_sub(start_ns.max(interval.from_ns));
+            let catches_up = start_ns < interval.to_ns && end_ns + CATCH_UP_NS > interval.from_ns;
+            common > 0 && common * 2 >= whole
+                || catches_up && end_ns <= interval.to_ns && length(joined) >= 2 * whole
+        };
         let suspects: Vec<usize> =
             (0..self.waiting.len()).filter(|&index| touches(&self.waiting[index], from_ns, to_ns)).collect();
         let began_ns = suspects.iter().map(|&index| self.waiting[index].violation.start_ns).min();
@@ -161,21 +180,32 @@ impl DropJoin {
             .iter()
             .filter(|interval| interval.to_ns > window_from && interval.from_ns < to_ns + CATCH_UP_NS);
         let arrived: u64 = window.map(|interval| interval.arrived).sum();
-        let lost: u64 = self.intervals.range(start..=end).map(Interval::lost).sum();
-        let away_ns: u64 = suspects.iter().map(|&index| length(&self.waiting[index])).sum();
-        let (lost, window_ns) = (u128::from(lost), u128::from(to_ns - window_from));
-        let plausible = lost * window_ns * 2 <= BURSTS * u128::from(arrived) * u128::from(away_ns);
         let longest = |indices: &mut dyn Iterator<Item = usize>| {
             indices.max_by_key(|&index| length(&self.waiting[index]))
         };
+        let covered: Vec<Option<usize>> = self
+            .intervals
+            .range(start..=end)
+            .map(|interval| {
+                longest(&mut suspects.iter().copied().filter(|&index| covers(&self.waiting[index], interval)))
+            })
+            .collect();
+        let rest = self.intervals.range(start..=end).zip(&covered).filter(|(_, covered)| covered.is_none());
+        let lost: u64 = rest.map(|(interval, _)| interval.lost()).sum();
+        // Whoever has answered for intervals of its own has answered.
+        let suspects: Vec<usize> =
+            suspects.into_iter().filter(|index| !covered.contains(&Some(*index))).collect();
+        let away_ns: u64 = suspects.iter().map(|&index| length(&self.waiting[index])).sum();
+        let (lost, window_ns) = (u128::from(lost), u128::from(to_ns - window_from));
+        let plausible = lost * window_ns * 2 <= BURSTS * u128::from(arrived) * u128::from(away_ns);
         let mut verdicts: Vec<Option<usize>> = Vec::new();
-        for interval in self.intervals.range(start..=end) {
+        for (interval, covered) in self.intervals.range(start..=end).zip(covered) {
             let here = &mut suspects
                 .iter()
                 .copied()
                 .filter(|&index| touches(&self.waiting[index], interval.from_ns, interval.to_ns));
             let culprit = longest(here).or_else(|| longest(&mut suspects.iter().copied()));
-            verdicts.push(culprit.filter(|_| plausible));
+            verdicts.push(covered.or(culprit.filter(|_| plausible)));
         }
         for (interval, verdict) in self.intervals.range_mut(start..=end).zip(verdicts) {
             let losses = std::mem::take(&mut interval.losses);
@@ -294,6 +324,34 @@ mod tests {
         scene.join.expect(violation(10_000, 100_000));
         scene.join.settle(200 * MS, None, &mut scene.out);
         assert_eq!(scene.end(), (vec![("10000".into(), 90 * 500)], 0));
+    }
+
+    #[test]
+    fn a_hog_amid_steady_losses_has_its_own_and_no_more() {
+        let mut scene = Scene::new().pass(1000, 1000, 10);
+        for _ in 0..10 {
+            let start_us = scene.now_ms * 1000;
+            scene = scene.pass(20, 0, 500).violation(start_us, start_us + 20_000).pass(980, 1000, 10);
+            assert!(scene.join.intervals.len() < 4000, "{} are kept", scene.join.intervals.len());
+        }
+        let (found, unattributed) = scene.pass(100, 1, 0).end();
+        assert_eq!(found.len(), 10);
+        for (cause, lost) in &found {
+            // Some of what is lost right after is taken for its own.
+            assert!((10_000..10_100).contains(lost), "{cause}: {lost}");
+        }
+        assert!(unattributed > 9_500 + 1000, "{unattributed}");
+    }
+
+    #[test]
+    fn a_worker_that_never_comes_back_does_not_stop_the_books() {
+        let mut scene = Scene::new().pass(10, 500, 0);
+        for ms in 11..=20_000_u64 {
+            scene.join.look(ms * MS, ms * 500, Losses::from([(FULL, ms * 10)]));
+            scene.join.settle(ms * MS, Some(10 * MS), &mut scene.out);
+        }
+        assert!(scene.join.intervals.len() < 6000, "{} are kept", scene.join.intervals.len());
+        assert_eq!(scene.end(), (vec![], 200_000));
     }
 
     proptest! {

@@ -131,6 +131,10 @@ impl ViolationLog {
     fn may_print(&mut self) -> bool {
         if self.second.elapsed() >= Duration::from_secs(1) {
             self.say_suppressed();
+            // A process that is killed keeps all but its last second.
+            if let Some((_, file)) = &mut self.file {
+                let _ = file.flush();
+            }
             (self.second, self.lines) = (Instant::now(), 0);
         }
         self.lines += 1;

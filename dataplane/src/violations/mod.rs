@@ -15,7 +15,7 @@ use crate::report::IsolationReport;
 use drop_join::{DropJoin, Joined, Losses};
 use isolation::{KernelIsolation, Observer, Violation, Watched};
 use log::{ViolationLog, total};
-use nic::QueueCounters;
+use nic::{DropReason, QueueCounters};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,7 +51,19 @@ struct WatchedWorker {
     places: Vec<Place>,
     join: DropJoin,
     gaps: Option<Arc<Gaps>>,
+    /// Dropped for reasons that are nobody's absence.
+    others: u64,
 }
+
+/// What is lost because a worker was away. Other reasons are the application's or a packet's own; `rx_missed` is known about once a second, too
+/// late to say when it was.
+const BY_ABSENCE: [DropReason; 5] = [
+    DropReason::RxRingFull,
+    DropReason::RxDropped,
+    DropReason::RxNoFrame,
+    DropReason::TxRingFull,
+    DropReason::TxDropped,
+];
 
 impl Watcher {
     /// Opens the violations' file.
@@ -91,7 +103,7 @@ impl Watcher {
             tracing::warn!("isolation: {limit}");
         }
         self.observer = Some(observer);
-        let worker = |places| WatchedWorker { places, join: DropJoin::default(), gaps: None };
+        let worker = |places| WatchedWorker { places, join: DropJoin::default(), gaps: None, others: 0 };
         self.workers = places.into_iter().map(worker).collect();
         for (worker, entry) in self.workers.iter_mut().zip(&registry.workers) {
             worker.gaps = Some(Arc::clone(&entry.gaps));
@@ -140,19 +152,24 @@ impl Watcher {
     fn sample(&mut self) {
         for worker in &mut self.workers {
             let now_ns = percpu::tsc::monotonic_ns();
-            let mut arrived = 0;
+            let (mut arrived, mut others) = (0, 0);
             let mut losses = Losses::new();
             for (number, place) in worker.places.iter().enumerate() {
                 let mut lost = 0;
                 for (reason, count) in place.counters.all_drops().filter(|(_, count)| *count > 0) {
-                    losses.insert((number, reason), count);
                     lost += count;
+                    if BY_ABSENCE.contains(&reason) {
+                        losses.insert((number, reason), count);
+                    } else {
+                        others += count;
+                    }
                 }
                 if place.receives {
                     arrived += place.counters.packets.get() + lost;
                 }
             }
             worker.join.look(now_ns, arrived, losses);
+            worker.others = others;
         }
     }
 
@@ -218,7 +235,7 @@ impl Watcher {
                     *report.signals.entry(source.to_string()).or_default() += watched.count(source);
                 }
             }
-            report.dropped_without_violation += total(&worker.join.unattributed);
+            report.dropped_without_violation += total(&worker.join.unattributed) + worker.others;
         }
         report
     }

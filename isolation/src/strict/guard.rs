@@ -15,6 +15,7 @@ use crate::watched::Watched;
 use crate::{KernelIsolation, memory, quiet};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use percpu::{CpuList, IsolatedMark, Topology, tsc};
+use std::cell::Cell;
 use std::io;
 use std::marker::PhantomData;
 use std::ptr;
@@ -83,12 +84,31 @@ impl Default for Config {
 /// Quiet for this long is quiet: more than two ticks at HZ=250.
 const QUIET: Duration = Duration::from_millis(10);
 
+thread_local! {
+    static PREPARED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A thread has one: alternate stack and handlers work on one stay at a time.
+struct OnlyOne;
+
+impl OnlyOne {
+    fn take() -> Option<Self> {
+        (!PREPARED.replace(true)).then_some(Self)
+    }
+}
+
+impl Drop for OnlyOne {
+    fn drop(&mut self) {
+        PREPARED.set(false);
+    }
+}
+
 /// A thread that has all it needs, and is not isolated yet.
 pub struct Prepared {
     cpu: usize,
     config: Config,
     shared: Arc<Shared>,
-    traps: Traps,
+    _only: OnlyOne,
     shortcomings: Vec<Refusal>,
     _kept: Vec<KeptFromChildren>,
     _alternate: AlternateStack,
@@ -106,6 +126,7 @@ pub fn prepare(cpu: usize, config: &Config) -> Result<Prepared, Refusal> {
         }
         _ => Err(refusal),
     };
+    let only = OnlyOne::take().ok_or(Refusal::Nested)?;
     check_pinned(cpu)?;
     let kernel = KernelIsolation::read();
     if !kernel.nohz_full.contains(cpu) {
@@ -114,25 +135,31 @@ pub fn prepare(cpu: usize, config: &Config) -> Result<Prepared, Refusal> {
         lacks(Refusal::Ticks { cpu, nohz_full })?;
     }
     let mut signals = config.signals;
-    let traps = match Traps::open(signals) {
-        // Without privilege there is no signal for interrupts, and the rest is worth having.
-        Err(error) if signals.contains(Signals::INTERRUPTS) => {
-            lacks(error.into())?;
-            signals = signals.without(Signals::INTERRUPTS);
-            Traps::open(signals)?
+    let traps = loop {
+        match Traps::open(signals) {
+            // What the kernel does not signal is left out, where that is all right: the rest is worth having.
+            Err(error) if error.class() != Signals::NONE => {
+                let class = error.class();
+                lacks(error.into())?;
+                signals = signals.without(class);
+            }
+            traps => break traps?,
         }
-        traps => traps?,
     };
     handler::install().map_err(Refusal::system("install signal handlers"))?;
     let alternate = AlternateStack::set().map_err(Refusal::system("set an alternate signal stack"))?;
     let stack = sys::stack().map_err(Refusal::system("find the thread's stack"))?;
+    let stack = memory::mapped_end(&stack).map_err(Refusal::system("read /proc/self/maps"))?;
+    // Handlers ask which CPU they are on.
+    percpu::rseq::attach();
     let wishes = Wishes {
         one_shot: config.mode == Mode::OneShot,
         allow_syscalls: config.allow_syscalls,
         allow_exceptions: config.allow_exceptions,
         abort: config.abort,
     };
-    let shared = Arc::new(Shared::new(wishes, stack.clone(), nix::unistd::gettid().as_raw()));
+    let tid = nix::unistd::gettid().as_raw();
+    let shared = Arc::new(Shared::new(wishes, stack.clone(), tid, cpu as u32, traps));
     let mut kept = Vec::new();
     if config.keep_from_children {
         let own = ptr::from_ref(&*shared) as u64;
@@ -151,7 +178,7 @@ pub fn prepare(cpu: usize, config: &Config) -> Result<Prepared, Refusal> {
         cpu,
         config: Config { signals, ..*config },
         shared,
-        traps,
+        _only: only,
         shortcomings,
         _kept: kept,
         _alternate: alternate,
@@ -185,9 +212,6 @@ impl Prepared {
 
     /// Isolates the thread. From here on each kernel entry of a class that was asked for is signalled.
     pub fn enter(mut self) -> Result<Isolated, Refusal> {
-        if handler::has_current() {
-            return Err(Refusal::Nested);
-        }
         let mark = percpu::mark_isolated(self.cpu);
         let mask_before = block_signals().map_err(Refusal::system("block signals"))?;
         let mut isolated = Isolated { mask_before, _mark: mark, armed: false, prepared: None };
@@ -230,7 +254,9 @@ fn block_signals() -> io::Result<SigSet> {
 pub enum Turn {
     /// Nothing has happened.
     Undisturbed,
-    /// The kernel was entered: signalled, or by an allowed way. The stay goes on.
+    /// The kernel was entered by an allowed way. The stay goes on.
+    Entered,
+    /// The kernel was entered, and that was signalled. The stay goes on.
     Disturbed,
     /// The stay has ended, by this. [`Isolated::enter_again`] begins another.
     Ended(Source),
@@ -258,8 +284,9 @@ impl Isolated {
         // SAFETY: `prepared` keeps it alive; `disarm` takes it away before that ends.
         unsafe { handler::set_current(Some(shared)) };
         self.armed = true;
+        shared.armed.store(true, Ordering::Relaxed);
         shared.begin();
-        prepared.traps.enable(true).map_err(Refusal::system("switch perf events on"))?;
+        shared.traps.enable(true).map_err(Refusal::system("switch perf events on"))?;
         if prepared.config.signals.contains(Signals::SYSCALLS) {
             let selector = shared.gate.selector.as_ptr();
             // SAFETY: the selector lives as long as `prepared`, and `disarm` stops the dispatch before that ends; where the guard is
@@ -280,12 +307,13 @@ impl Isolated {
         }
         let Some(prepared) = &self.prepared else { return };
         prepared.shared.close();
+        prepared.shared.armed.store(false, Ordering::Relaxed);
         prepared.shared.open_for_good();
         if prepared.config.signals.contains(Signals::SYSCALLS) {
             sys::stop_dispatch();
         }
         // Fails only for a descriptor that is none.
-        let _ = prepared.traps.enable(false);
+        let _ = prepared.shared.traps.enable(false);
         // SAFETY: nothing is kept.
         unsafe { handler::set_current(None) };
     }
@@ -314,10 +342,20 @@ impl Isolated {
             shared.gate.selector.store(rest, Ordering::Relaxed);
         }
         let allowed = bits & attention::ENTERED != 0;
-        if allowed || bits & attention::VIOLATED != 0 && prepared.config.quiesce {
+        if allowed || bits & self.unquiet() != 0 && prepared.config.quiesce {
             self.quiesce();
         }
-        Turn::Disturbed
+        match bits & (attention::VIOLATED | attention::ENTERED) {
+            0 => Turn::Undisturbed,
+            attention::ENTERED => Turn::Entered,
+            _ => Turn::Disturbed,
+        }
+    }
+
+    /// What there is to wait for the end of: on a CPU that ticks, nobody waits for quiet from interrupts.
+    fn unquiet(&self) -> u32 {
+        let ticks = !self.prepared.as_ref().is_some_and(Prepared::is_tickless);
+        if ticks { attention::OWN | attention::ENTERED } else { attention::VIOLATED | attention::ENTERED }
     }
 
     /// Waits until no signal has come for a while; bounded. It makes no system call: the handlers tell.
@@ -331,7 +369,7 @@ impl Isolated {
             let now = tsc::now();
             let bits = prepared.shared.attention.swap(0, Ordering::Relaxed);
             seen |= bits;
-            if bits != 0 {
+            if bits & self.unquiet() != 0 {
                 last = now;
             }
             if now.wrapping_sub(last) > quiet

@@ -20,6 +20,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 /// `SYS_USER_DISPATCH` and `TRAP_PERF` of `asm-generic/siginfo.h`.
 const SYS_USER_DISPATCH: libc::c_int = 2;
 const TRAP_PERF: libc::c_int = 6;
+/// `linux/audit.h`.
+const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 /// Marks a perf event as one of ours, in the high half of its number.
 pub(super) const TAG: u64 = 0x4953_4f4c;
 
@@ -48,11 +50,6 @@ pub(super) unsafe fn set_current(shared: Option<&Shared>) {
 /// The code that may make system calls while they are trapped: where it begins, and its bytes.
 pub(super) fn allowed_range() -> (u64, u64) {
     stub::range()
-}
-
-/// Whether this thread is isolated already.
-pub(super) fn has_current() -> bool {
-    !CURRENT.get().is_null()
 }
 
 fn current() -> Option<&'static Shared> {
@@ -97,7 +94,8 @@ unsafe fn word(info: *const libc::siginfo_t, index: usize) -> u64 {
 
 extern "C" fn on_sigsys(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
     // SAFETY: the kernel calls a handler with SA_SIGINFO with a whole siginfo.
-    let (code, address, number) = unsafe { ((*info).si_code, word(info, 2), word(info, 3) as i32) };
+    let (code, address, call) = unsafe { ((*info).si_code, word(info, 2), word(info, 3)) };
+    let (number, arch) = (call as i32, (call >> 32) as u32);
     let Some(shared) = current().filter(|_| code == SYS_USER_DISPATCH) else {
         return pass_on(signal, info, context);
     };
@@ -107,7 +105,12 @@ extern "C" fn on_sigsys(signal: libc::c_int, info: *mut libc::siginfo_t, context
     let arguments = [RDI, RSI, RDX, R10].map(|register| registers[register] as u64);
     // SAFETY: the caller of clone3 gave this address, for this structure; were it wrong, clone3 would fail and we end by SIGSEGV: a
     // program that passes a bad pointer there is broken.
-    let way = way(number.into(), arguments, |args| unsafe { read_clone_args(args) });
+    let clone_args = |args| unsafe { read_clone_args(args) };
+    let way = match arch {
+        AUDIT_ARCH_X86_64 => way(number.into(), arguments, clone_args),
+        // A 32-bit call, by `int 0x80`: its number means another.
+        _ => Way::InPlace,
+    };
     if way != Way::Sigreturn && !shared.suspended.load(Ordering::Relaxed) && !shared.has_ended() {
         entered(shared, Source::Syscall, context, number, address, shared.wishes.allow_syscalls);
     }
@@ -173,33 +176,44 @@ fn go_on(shared: &Shared, context: &mut libc::ucontext_t, way: Way, number: i64,
         }
         Way::Mask => {
             let [how, set, old, bytes] = arguments;
-            // The kernel checks both addresses. What it does to the mask of this handler ends with the handler.
-            // SAFETY: the caller of rt_sigprocmask passed the same.
-            let result =
-                unsafe { stub::call(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK as u64, set, old, bytes) };
-            let result = if result < 0 { result } else { mask(context, how, set, old) };
-            context.uc_mcontext.gregs[RAX] = result;
+            context.uc_mcontext.gregs[RAX] = mask(context, how, set, old, bytes);
         }
     }
 }
 
-/// `rt_sigprocmask(2)` on the mask that the thread will have again; both addresses were accepted by the kernel.
-fn mask(context: &mut libc::ucontext_t, how: u64, set: u64, old: u64) -> i64 {
+/// `rt_sigprocmask(2)` on the mask that the thread will have again. The kernel checks the addresses, by calls of its own: what those do to the
+/// mask of this handler ends with the handler. The new set is read before the old mask is written: both may be in one place.
+fn mask(context: &mut libc::ucontext_t, how: u64, set: u64, old: u64, bytes: u64) -> i64 {
+    let block = libc::SIG_BLOCK as u64;
     let mask = (&raw mut context.uc_sigmask).cast::<u64>();
     // SAFETY: the kernel's mask is the first 64 bits of uc_sigmask.
     let before = unsafe { mask.read_unaligned() };
+    let mut after = before;
     if set != 0 {
+        // SAFETY: the caller of rt_sigprocmask passed the same, and the kernel only reads it.
+        let result = unsafe { stub::call(libc::SYS_rt_sigprocmask, block, set, 0, bytes) };
+        if result < 0 {
+            return result;
+        }
         let ours = SIGNALS.iter().fold(0, |bits, signal| bits | 1 << (signal - 1));
         // SAFETY: the kernel has just read it.
         let set = unsafe { (set as *const u64).read_unaligned() };
-        let Some(after) = new_mask(how, before, set, ours) else { return -i64::from(libc::EINVAL) };
-        // SAFETY: as above.
-        unsafe { mask.write_unaligned(after) };
+        match new_mask(how, before, set, ours) {
+            Some(mask) => after = mask,
+            None => return -i64::from(libc::EINVAL),
+        }
     }
     if old != 0 {
+        // SAFETY: the caller of rt_sigprocmask passed the same.
+        let result = unsafe { stub::call(libc::SYS_rt_sigprocmask, block, 0, old, bytes) };
+        if result < 0 {
+            return result;
+        }
         // SAFETY: the kernel has just written it.
         unsafe { (old as *mut u64).write_unaligned(before) };
     }
+    // SAFETY: as above.
+    unsafe { mask.write_unaligned(after) };
     0
 }
 
@@ -232,6 +246,11 @@ fn entered(
     address: u64,
     allowed: bool,
 ) {
+    // Signals of one kind that come together are one: that of a migration may be lost beside others.
+    if source != Source::Migration && percpu::rseq::cpu_here().is_some_and(|cpu| cpu != shared.cpu) {
+        entered(shared, Source::Migration, context, 0, 0, false);
+        return shared.end(Source::Migration);
+    }
     if allowed {
         shared.allowed.fetch_add(1, Ordering::Relaxed);
         shared.raise(attention::ENTERED);
@@ -247,13 +266,49 @@ fn entered(
     }
     if shared.wishes.abort {
         shared.open_for_good();
+        last_words(source, number, registers[RIP] as u64);
         // SAFETY: async-signal-safe; ends the process.
         unsafe { libc::abort() };
     }
-    shared.raise(attention::VIOLATED);
+    let own = if matches!(source, Source::Syscall | Source::PageFault) { attention::OWN } else { 0 };
+    shared.raise(attention::VIOLATED | own);
     if shared.wishes.one_shot {
         shared.end(source);
     }
+}
+
+/// One line to standard error, by what a handler may do: the control core will not come to it.
+fn last_words(source: Source, number: i32, ip: u64) {
+    let kind: &[u8] = match source {
+        Source::Syscall => b"syscall",
+        Source::PageFault => b"exception:page_fault",
+        Source::Migration => b"migration",
+        Source::Switch => b"task",
+        Source::DeviceInterrupt => b"irq:device",
+        Source::Vector(name) => name.as_bytes(),
+    };
+    let mut line = [0_u8; 128];
+    let mut length = 0;
+    let mut add = |bytes: &[u8]| {
+        for byte in bytes {
+            if let Some(place) = line.get_mut(length) {
+                *place = *byte;
+                length += 1;
+            }
+        }
+    };
+    let hex = |value: u64| {
+        std::array::from_fn::<u8, 16, _>(|at| b"0123456789abcdef"[(value >> (60 - 4 * at) & 15) as usize])
+    };
+    add(b"isolation lost, and the process ends for it: cause=");
+    add(kind);
+    add(b" number=0x");
+    add(&hex(number as u64)[8..]);
+    add(b" at=0x");
+    add(&hex(ip));
+    add(b"\n");
+    // SAFETY: the line is live, and the kernel only reads it.
+    unsafe { stub::call(libc::SYS_write, 2, line.as_ptr() as u64, length as u64, 0) };
 }
 
 fn fill(

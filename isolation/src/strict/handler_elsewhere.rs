@@ -15,10 +15,6 @@ pub(super) fn install() -> io::Result<()> {
 /// None is needed here.
 pub(super) unsafe fn set_current(_: Option<&Shared>) {}
 
-pub(super) fn has_current() -> bool {
-    false
-}
-
 /// Nothing may make system calls while they are trapped.
 pub(super) fn allowed_range() -> (u64, u64) {
     (0, 0)

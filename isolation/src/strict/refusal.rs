@@ -83,13 +83,7 @@ impl Refusal {
 
     /// Whether the thread can be isolated all the same, though less well.
     pub(super) fn is_soft(&self) -> bool {
-        matches!(
-            self,
-            Self::Ticks { .. }
-                | Self::StillTicks { .. }
-                | Self::Memory { .. }
-                | Self::Traps(TrapError::Interrupts { .. } | TrapError::Tracefs(_))
-        )
+        matches!(self, Self::Ticks { .. } | Self::StillTicks { .. } | Self::Memory { .. } | Self::Traps(_))
     }
 
     pub(super) fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {

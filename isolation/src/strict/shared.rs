@@ -7,6 +7,7 @@
 
 use super::record::RecordRing;
 use super::source::{SOURCES, Source};
+use super::traps::Traps;
 use percpu::tsc;
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -30,6 +31,8 @@ pub(super) mod attention {
     pub(crate) const VIOLATED: u32 = 4;
     /// The kernel was entered by one of the allowed ways.
     pub(crate) const ENTERED: u32 = 8;
+    /// It was the thread's own doing: a system call or a fault.
+    pub(crate) const OWN: u32 = 16;
 }
 
 /// What a handler needs to know of its thread's wishes.
@@ -69,6 +72,11 @@ pub(crate) struct Shared {
     /// The thread's stack.
     pub(super) stack: Range<u64>,
     tid: i32,
+    /// The CPU it belongs on.
+    pub(super) cpu: u32,
+    /// Its perf events: switched by the thread, and from outside while a debugger is attached.
+    pub(super) traps: Traps,
+    pub(super) armed: AtomicBool,
     /// Since when, and until when, it is isolated, by the time stamp counter; 0 for neither.
     since_tsc: AtomicU64,
     until_tsc: AtomicU64,
@@ -79,7 +87,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(wishes: Wishes, stack: Range<u64>, tid: i32) -> Self {
+    pub(super) fn new(wishes: Wishes, stack: Range<u64>, tid: i32, cpu: u32, traps: Traps) -> Self {
         Self {
             gate: Gate { selector: AtomicU8::new(OPEN), rest: AtomicU8::new(OPEN) },
             attention: AtomicU32::new(0),
@@ -92,6 +100,9 @@ impl Shared {
             wishes,
             stack,
             tid,
+            cpu,
+            traps,
+            armed: AtomicBool::new(false),
             since_tsc: AtomicU64::new(0),
             until_tsc: AtomicU64::new(0),
             outside: Mutex::default(),
@@ -166,6 +177,10 @@ impl Shared {
     pub(crate) fn suspend(&self, on: bool) {
         if self.suspended.swap(on, Ordering::Relaxed) == on || self.has_ended() {
             return;
+        }
+        if self.armed.load(Ordering::Relaxed) {
+            // Each trap would stop the thread for the debugger, which is the next trap. Fails only for a descriptor that is none.
+            let _ = self.traps.enable(!on);
         }
         if on {
             self.open_for_good();

@@ -18,7 +18,9 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum TrapError {
     /// Page faults in user mode: asked for without privilege.
-    #[error("the kernel does not signal page faults: {0}; it takes perf events with sigtrap (Linux 5.13)")]
+    #[error(
+        "the kernel does not let this process signal page faults: {0}; it takes perf events with sigtrap (Linux 5.13) that no seccomp filter forbids, and kernel.perf_event_paranoid at most 2 or CAP_PERFMON; or leave \"exceptions\" out of --signal"
+    )]
     Faults(#[source] io::Error),
     /// Interrupts and preemption.
     #[error(
@@ -35,6 +37,16 @@ pub enum TrapError {
         "{0}, and interrupts are signalled by trace events: run as root, mount tracefs, or leave \"interrupts\" out of --signal"
     )]
     Tracefs(#[source] io::Error),
+}
+
+impl TrapError {
+    /// The signals that cannot be had.
+    pub(super) fn class(&self) -> Signals {
+        match self {
+            Self::Faults(_) => Signals::EXCEPTIONS,
+            Self::Interrupts { .. } | Self::Tracefs(_) => Signals::INTERRUPTS,
+        }
+    }
 }
 
 /// The events of the calling thread.

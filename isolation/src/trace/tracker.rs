@@ -11,6 +11,8 @@ use super::names;
 
 /// How soon after an interrupt a switch follows that it led to.
 const JOIN_NS: u64 = 1_000_000;
+/// An interrupt that goes on for longer has lost the record of its end.
+const LONGEST_ENTRY_NS: u64 = 2_000_000;
 /// Causes that one interruption lists at most.
 const MOST_ALSO: usize = 16;
 
@@ -171,7 +173,11 @@ impl Tracker {
                     self.come_back(time_ns, out);
                 }
             }
-            What::Lost(records) => self.totals.lost += records,
+            What::Lost(records) => {
+                self.totals.lost += records;
+                // Whatever its end was: it is not waited for.
+                self.finish_entry(out);
+            }
             What::Send { .. } => {}
         }
     }
@@ -185,9 +191,9 @@ impl Tracker {
 
     fn enter(&mut self, time_ns: u64, cause: Cause, stack: Vec<u64>, out: &mut Vec<Interruption>) {
         match &mut self.entry {
-            // Within another, or what that one left to be done.
+            // Within another, or what that one left to be done. One that seems to go on for so long has ended, and nobody heard of it.
             Some(entry)
-                if entry.depth > 0
+                if entry.depth > 0 && time_ns < entry.end_ns.max(entry.start_ns) + LONGEST_ENTRY_NS
                     || matches!(cause, Cause::Softirq(_)) && time_ns < entry.end_ns + JOIN_NS =>
             {
                 entry.depth += 1;
@@ -421,6 +427,18 @@ mod tests {
             scene = scene.at(call * 300 + 40, WORKER, What::SoftirqExit);
         }
         assert_eq!(spans(&scene.flush(9000)), [(10, 14, "irq:local_timer".into())]);
+    }
+
+    #[test]
+    fn an_end_that_is_lost_silences_nothing() {
+        let mut scene = Scene::new().at(10, WORKER, What::VectorEntry(0)).at(15, WORKER, What::Lost(1));
+        for tick in 1..=5 {
+            scene = scene.at(tick * 4000, WORKER, What::VectorEntry(0));
+            if tick != 3 {
+                scene = scene.at(tick * 4000 + 3, WORKER, What::Exit);
+            }
+        }
+        assert_eq!(spans(&scene.flush(90_000)).len(), 6);
     }
 
     #[test]

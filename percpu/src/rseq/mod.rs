@@ -13,4 +13,4 @@ pub(crate) mod thread;
 pub use abi::CriticalSection;
 pub use registration::{Registration, has_concurrency_ids, registration};
 pub use section::critical_sections;
-pub use thread::{area_address, attach, give_up, has_given_up, take_up_again};
+pub use thread::{area_address, attach, cpu_here, give_up, has_given_up, take_up_again};

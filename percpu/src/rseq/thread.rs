@@ -104,6 +104,14 @@ pub fn attach() -> bool {
     !AREA.get().is_null()
 }
 
+/// The CPU that the calling thread runs on, as its area says; `None` in a thread that has not found one ([`attach`]). For signal handlers:
+/// it looks at two words.
+pub fn cpu_here() -> Option<u32> {
+    let area = AREA.get();
+    // SAFETY: not null, so registered for this thread: see `index`.
+    (!area.is_null()).then(|| unsafe { &(*area).cpu_id }.load(Ordering::Relaxed))
+}
+
 /// Asks for the thread's area if it has not done so yet; true where that found one.
 #[cold]
 pub(crate) fn find() -> bool {
