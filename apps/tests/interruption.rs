@@ -13,6 +13,8 @@ use hog::{Bursts, Hog};
 use nic::MacAddress;
 use percpu::Topology;
 use serde_json::Value;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// 20 ms of it are four times what the receive ring holds.
@@ -38,6 +40,32 @@ struct Run {
 fn cpus() -> Option<(usize, usize)> {
     let allowed = Topology::read().unwrap().allowed;
     (allowed.len() > 1).then(|| (allowed.iter().last().unwrap(), allowed.iter().next().unwrap()))
+}
+
+/// The test before all others of the machine, behind the forwarder: the generator is one of its threads. Until it is dropped it is the only one of these
+/// tests, too, which would take each other's CPUs.
+struct Turn {
+    _one: MutexGuard<'static, ()>,
+}
+
+impl Turn {
+    const SESSION: &str = "/proc/self/autogroup";
+
+    fn take() -> Self {
+        static ONE: Mutex<()> = Mutex::new(());
+        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        if Path::new(Self::SESSION).exists() {
+            std::fs::write(Self::SESSION, "-10").unwrap();
+        }
+        Self { _one: one }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // The kernel takes few changes a second; the session ends with the tests.
+        let _ = std::fs::write(Self::SESSION, "0");
+    }
 }
 
 fn skip(test: &str) -> bool {
@@ -176,9 +204,11 @@ impl Run {
             })
             .collect();
         format!(
-            "sent {:?}, received {}, isolation {}, violations {}:\n{}",
+            "sent {:?}, received {}, drops {} and {}, isolation {}, violations {}:\n{}",
             self.sent,
             self.received,
+            self.report["ports"][0]["drops"],
+            self.report["ports"][1]["drops"],
             self.report["isolation"],
             self.report["violations"],
             dropping.iter().take(20).cloned().collect::<Vec<_>>().join("\n")
@@ -241,8 +271,11 @@ fn judge(run: &Run, pid: i32) -> Result<Option<String>, String> {
     }
     // Where the generator did not get its CPU in time, fewer came.
     let stalled = run.sent.iter().any(|sent| sent.stalls > 0);
+    if hogs_loss == 0 && stalled {
+        return Ok(Some("the generator got so little of its CPU that no ring was full".to_owned()));
+    }
     let too_few = hogs_loss < expected / 2 || hogs.len() < bursts;
-    if hogs_loss == 0 || hogs_loss > expected * 2 || too_few && !stalled {
+    if hogs_loss > expected * 2 || too_few && !stalled {
         return Err(format!(
             "{} bursts cost {hogs_loss} packets: {expected} were to be expected",
             hogs.len()
@@ -253,6 +286,7 @@ fn judge(run: &Run, pid: i32) -> Result<Option<String>, String> {
 
 #[track_caller]
 fn hog_case(test: &str, signals: &[&str], check: impl Fn(&Run)) {
+    let _turn = Turn::take();
     for attempt in 1..=ATTEMPTS {
         let Some((run, pid)) = hogged(signals) else {
             eprintln!("SKIPPED {test}: needs real-time priority");
@@ -306,6 +340,7 @@ fn namespace_what_an_overload_costs_is_no_violations() {
     if skip("namespace_what_an_overload_costs_is_no_violations") {
         return;
     }
+    let _turn = Turn::take();
     for attempt in 1..=ATTEMPTS {
         let run = overloaded();
         let lost = run.assert_balance();
@@ -316,7 +351,7 @@ fn namespace_what_an_overload_costs_is_no_violations() {
             return eprintln!("{}", run.summary());
         }
         assert!(taken > Duration::from_millis(5), "nobody was there to blame: {}", run.summary());
-        eprintln!("attempt {attempt}: other tasks had the worker's CPU for {taken:?} {}", run.summary());
+        eprintln!("attempt {attempt}: other tasks had the worker's CPU for {taken:?}");
     }
     panic!("this machine takes the worker's CPU away for too long: nothing could be shown");
 }

@@ -176,17 +176,19 @@ fn namespace_the_keys_of_violations_are_those_that_users_know() {
 
 #[test]
 fn every_key_is_documented() {
-    let document = include_str!("../../docs/counters.md");
     let keys: BTreeSet<&str> = KEYS.iter().chain(PKTGEN_KEYS).flat_map(|(_, keys)| *keys).copied().collect();
-    // `ports[]` is how a list is written there.
-    let assert_documented = |heading: &str, keys: &[&str]| {
+    let keys: Vec<&str> = keys.into_iter().collect();
+    let counters = ("docs/counters.md", include_str!("../../docs/counters.md"));
+    let isolation = ("docs/isolation.md", include_str!("../../docs/isolation.md"));
+    for ((file, document), heading, keys) in
+        [(counters, "The report", &keys[..]), (isolation, "One violation", VIOLATION_KEYS)]
+    {
         let section = document.split_once(&format!("\n## {heading}\n")).unwrap().1;
         let section = section.split_once("\n## ").unwrap().0;
+        // `ports[]` is how a list is written there.
         let documented =
             |key: &&&str| section.contains(&format!("`{key}`")) || section.contains(&format!("`{key}[]`"));
         let missing: Vec<&&str> = keys.iter().filter(|key| !documented(key)).collect();
-        assert!(missing.is_empty(), "docs/counters.md: not a word, under \"{heading}\", on {missing:?}");
-    };
-    assert_documented("The report", &keys.into_iter().collect::<Vec<_>>());
-    assert_documented("Violations", VIOLATION_KEYS);
+        assert!(missing.is_empty(), "{file}: not a word, under \"{heading}\", on {missing:?}");
+    }
 }

@@ -10,9 +10,11 @@
 use isolation::Violation;
 use nic::DropReason;
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::RangeInclusive;
 
-/// After an interruption the rings are full for a while, and packets are still lost for it.
-const CATCH_UP_NS: u64 = 3_000_000;
+/// After an interruption the rings are full for a while, and packets are still lost for it: as long again as it lasted, for a worker that
+/// can do twice what comes, and within these bounds.
+const CATCH_UP_NS: RangeInclusive<u64> = 3_000_000..=50_000_000;
 /// Losses farther apart than this are two episodes.
 const PAUSE_NS: u64 = 4_000_000;
 /// Everything that belongs to a moment is known after this.
@@ -26,6 +28,12 @@ const BURSTS: u128 = 3;
 
 /// Lost packets by queue (a number of the caller's) and reason.
 pub(crate) type Losses = BTreeMap<(usize, DropReason), u64>;
+
+/// Until when packets may be lost for it.
+fn caught_up_ns(violation: &Violation) -> u64 {
+    let length_ns = violation.end_ns - violation.start_ns;
+    violation.end_ns + length_ns.clamp(*CATCH_UP_NS.start(), *CATCH_UP_NS.end())
+}
 
 /// What happened between two looks.
 #[derive(Debug)]
@@ -99,9 +107,11 @@ impl DropJoin {
         let done = |joined: &Joined| {
             let violation = &joined.violation;
             let late = violation.end_ns + MEMORY_NS < now_ns;
-            late || violation.end_ns + CATCH_UP_NS < known_ns.min(open_since_ns)
+            late || caught_up_ns(violation) < known_ns.min(open_since_ns)
         };
-        out.extend(self.waiting.extract_if(.., |joined| done(joined)));
+        // In the order they began: one that is not known yet holds up those behind it.
+        let known = self.waiting.iter().take_while(|joined| done(joined)).count();
+        out.extend(self.waiting.drain(..known));
         while self
             .intervals
             .front()
@@ -159,7 +169,7 @@ impl DropJoin {
     fn judge(&mut self, start: usize, end: usize) {
         let (from_ns, to_ns) = (self.intervals[start].from_ns, self.intervals[end].to_ns);
         let touches = |joined: &Joined, from_ns: u64, to_ns: u64| {
-            joined.violation.start_ns < to_ns && joined.violation.end_ns + CATCH_UP_NS > from_ns
+            joined.violation.start_ns < to_ns && caught_up_ns(&joined.violation) > from_ns
         };
         let length = |joined: &Joined| joined.violation.end_ns.saturating_sub(joined.violation.start_ns);
         // Away for most of it; or for longer than that, and back just before.
@@ -175,10 +185,9 @@ impl DropJoin {
             (0..self.waiting.len()).filter(|&index| touches(&self.waiting[index], from_ns, to_ns)).collect();
         let began_ns = suspects.iter().map(|&index| self.waiting[index].violation.start_ns).min();
         let window_from = began_ns.unwrap_or(from_ns).min(from_ns);
-        let window = self
-            .intervals
-            .iter()
-            .filter(|interval| interval.to_ns > window_from && interval.from_ns < to_ns + CATCH_UP_NS);
+        let window = self.intervals.iter().filter(|interval| {
+            interval.to_ns > window_from && interval.from_ns < to_ns + CATCH_UP_NS.start()
+        });
         let arrived: u64 = window.map(|interval| interval.arrived).sum();
         let longest = |indices: &mut dyn Iterator<Item = usize>| {
             indices.max_by_key(|&index| length(&self.waiting[index]))
@@ -293,6 +302,22 @@ mod tests {
             .pass(100, 500, 0);
         assert_eq!(scene.out.len(), 2, "known without an end");
         assert_eq!(scene.end(), (vec![("10100".into(), 15 * 500 + 40), ("30400".into(), 0)], 0));
+    }
+
+    #[test]
+    fn what_is_lost_before_a_worker_has_caught_up_is_the_hogs_too() {
+        // A full ring of 1024 packets takes longer than the shortest catching up, and another tick is enough to lose a few more.
+        let scene = Scene::new()
+            .pass(10, 200, 0)
+            .pass(20, 200, 150)
+            .violation(10_100, 30_050)
+            .pass(8, 300, 0)
+            .pass(1, 300, 75)
+            .violation(38_200, 38_230);
+        assert_eq!(
+            scene.pass(100, 200, 0).end(),
+            (vec![("10100".into(), 20 * 150 + 75), ("38200".into(), 0)], 0)
+        );
     }
 
     #[test]
