@@ -67,6 +67,8 @@ pub(crate) struct Shared {
     pub(super) wishes: Wishes,
     /// The thread's stack.
     pub(super) stack: Range<u64>,
+    /// The one that its handlers run on.
+    pub(super) alternate_stack: Range<u64>,
     tid: i32,
     /// Since when, and until when, it is isolated, by the time stamp counter; 0 for neither.
     since_tsc: AtomicU64,
@@ -78,7 +80,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(wishes: Wishes, stack: Range<u64>, tid: i32) -> Self {
+    pub(super) fn new(wishes: Wishes, stack: Range<u64>, alternate_stack: Range<u64>, tid: i32) -> Self {
         Self {
             gate: Gate { selector: AtomicU8::new(OPEN), rest: AtomicU8::new(OPEN) },
             attention: AtomicU32::new(0),
@@ -90,6 +92,7 @@ impl Shared {
             ring: RecordRing::new(),
             wishes,
             stack,
+            alternate_stack,
             tid,
             since_tsc: AtomicU64::new(0),
             until_tsc: AtomicU64::new(0),
