@@ -8,6 +8,7 @@ mod common;
 
 use bench::vm::{Guest, Outcome, build_static};
 use common::{json_behind, kit, number, tell_checks};
+use serde_json::Value;
 use std::process::Command;
 use std::time::Duration;
 
@@ -41,25 +42,58 @@ fn guest_isolation() {
 
     for run in 0..RUNS {
         let report = json_behind(&said, &format!("run {run}"));
-        let isolation = &report["isolation"];
-        assert_eq!(isolation["mode"], "strict", "{report:#}");
-        assert_eq!(isolation["signal"], "syscalls,exceptions,interrupts", "{report:#}");
-        assert_eq!(isolation["tickless"], true, "{report:#}");
-        for none in ["interrupts", "softirqs", "threads", "trace_lost", "allowed", "not_recorded", "dropped"]
-        {
-            assert_eq!(number(&report, &format!("/isolation/{none}")), 0, "{report:#}");
-        }
-        assert!(isolation["signals"].as_object().unwrap().is_empty(), "{report:#}");
-        assert!(isolation["cannot_know"].as_array().unwrap().is_empty(), "{report:#}");
-        assert!(report["violations"].as_object().unwrap().is_empty(), "{report:#}");
+        assert_left_alone(&report);
         assert_eq!(number(&report, "/workers/0/cpu"), 1, "{report:#}");
-        assert!(number(&report, "/ports/0/rx_packets") > 1000, "{report:#}");
-        assert_eq!(number(&report, "/pool/leaked"), 0, "{report:#}");
         assert!(report["duration_s"].as_f64().unwrap() >= 5.0, "{report:#}");
     }
     let told = said.output.iter().filter(|line| line.contains("\"cause\"")).collect::<Vec<_>>();
     assert!(told.is_empty(), "{told:#?}");
     tell_checks("guest_isolation", &said, &names);
+}
+
+/// A strict run that nothing has disturbed.
+#[track_caller]
+fn assert_left_alone(report: &Value) {
+    let isolation = &report["isolation"];
+    assert_eq!(isolation["mode"], "strict", "{report:#}");
+    assert_eq!(isolation["signal"], "syscalls,exceptions,interrupts", "{report:#}");
+    assert_eq!(isolation["tickless"], true, "{report:#}");
+    for none in ["interrupts", "softirqs", "threads", "trace_lost", "allowed", "not_recorded", "dropped"] {
+        assert_eq!(number(report, &format!("/isolation/{none}")), 0, "{report:#}");
+    }
+    assert!(isolation["signals"].as_object().unwrap().is_empty(), "{report:#}");
+    assert!(isolation["cannot_know"].as_array().unwrap().is_empty(), "{report:#}");
+    assert!(report["violations"].as_object().unwrap().is_empty(), "{report:#}");
+    assert!(number(report, "/ports/0/rx_packets") > 1000, "{report:#}");
+    assert_eq!(number(report, "/pool/leaked"), 0, "{report:#}");
+}
+
+/// Two isolated workers: what one does when it enters and when it ends is no disturbance of the other.
+#[test]
+fn guest_two_isolated_workers_leave_each_other_alone() {
+    const RUNS: usize = 6;
+    let Some(kit) = kit("guest_two_isolated_workers_leave_each_other_alone") else { return };
+    let [guest, l2fwd] = [("guest", "guest"), ("apps", "l2fwd")]
+        .map(|(package, program)| build_static(package, program).unwrap_or_else(|error| panic!("{error}")));
+    let port = "--port 'mem:gen?queues=2&flows=8'";
+    let mut machine = Guest::new("isolated-workers")
+        .cpus(3)
+        .append("nohz_full=1-2 rcu_nocbs=1-2 isolcpus=managed_irq,domain,1-2")
+        .timeout(Duration::from_secs(120))
+        .file("bin/guest", &guest)
+        .file("bin/l2fwd", &l2fwd)
+        .run("guest --quieten");
+    for run in 0..RUNS {
+        machine = machine
+            .run(&format!("taskset 7 l2fwd {port} {port} --queues-per-worker 2 --isolation strict --duration 0.5 --stats-period 0.1 --report /tmp/report >/tmp/said 2>&1 || cat /tmp/said"))
+            .run(&format!("echo run {run} && cat /tmp/report"));
+    }
+    let said = machine.boot(&kit).unwrap_or_else(|error| panic!("{error}"));
+    for run in 0..RUNS {
+        let report = json_behind(&said, &format!("run {run}"));
+        assert_left_alone(&report);
+        assert_eq!(number(&report, "/workers/1/cpu"), 2, "{report:#}");
+    }
 }
 
 /// What we count and what a tracer of the kernel counts, on the kernel that has it.

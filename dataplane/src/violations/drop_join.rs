@@ -31,7 +31,7 @@ pub(crate) type Losses = BTreeMap<(usize, DropReason), u64>;
 
 /// Until when packets may be lost for it.
 fn caught_up_ns(violation: &Violation) -> u64 {
-    let length_ns = violation.end_ns - violation.start_ns;
+    let length_ns = violation.end_ns.saturating_sub(violation.start_ns);
     violation.end_ns + length_ns.clamp(*CATCH_UP_NS.start(), *CATCH_UP_NS.end())
 }
 
@@ -177,7 +177,7 @@ impl DropJoin {
             let Violation { start_ns, end_ns, .. } = joined.violation;
             let whole = interval.to_ns - interval.from_ns;
             let common = end_ns.min(interval.to_ns).saturating_sub(start_ns.max(interval.from_ns));
-            let catches_up = start_ns < interval.to_ns && end_ns + CATCH_UP_NS > interval.from_ns;
+            let catches_up = start_ns < interval.to_ns && caught_up_ns(&joined.violation) > interval.from_ns;
             common > 0 && common * 2 >= whole
                 || catches_up && end_ns <= interval.to_ns && length(joined) >= 2 * whole
         };
@@ -363,9 +363,9 @@ mod tests {
         assert_eq!(found.len(), 10);
         for (cause, lost) in &found {
             // Some of what is lost right after is taken for its own.
-            assert!((10_000..10_100).contains(lost), "{cause}: {lost}");
+            assert!((10_000..10_300).contains(lost), "{cause}: {lost}");
         }
-        assert!(unattributed > 9_500 + 1000, "{unattributed}");
+        assert!(unattributed > 9_500, "{unattributed}");
     }
 
     #[test]

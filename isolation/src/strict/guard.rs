@@ -159,13 +159,13 @@ pub fn prepare(cpu: usize, config: &Config) -> Result<Prepared, Refusal> {
         abort: config.abort,
     };
     let tid = nix::unistd::gettid().as_raw();
-    let shared = Arc::new(Shared::new(wishes, stack.clone(), tid, cpu as u32, traps));
+    let shared = Arc::new(Shared::new(wishes, stack.clone(), alternate.pages(), tid, cpu as u32, traps));
     let mut kept = Vec::new();
     if config.keep_from_children {
         let own = ptr::from_ref(&*shared) as u64;
         let own = own..own + size_of::<Shared>() as u64;
         // Where the kernel refuses, a fork elsewhere costs a few faults, which are signalled.
-        for range in [sys::below_thread_block(&stack), own, shared.ring.pages()] {
+        for range in [sys::below_thread_block(&stack), alternate.pages(), own, shared.ring.pages()] {
             kept.extend(KeptFromChildren::new(&range));
         }
     }

@@ -148,18 +148,13 @@ fn go_on(shared: &Shared, context: &mut libc::ucontext_t, way: Way, number: i64,
         Way::Resume => by_stub(stub::resume()),
         Way::Fork => {
             by_stub(stub::resume());
-            let stack = &shared.stack;
-            // Without its stack the child would not live for one instruction. Where it was not kept, nothing changes.
-            // SAFETY: changes no content of the range, which is this thread's stack.
-            unsafe {
-                stub::call(
-                    libc::SYS_madvise,
-                    stack.start,
-                    stack.end - stack.start,
-                    libc::MADV_DOFORK as u64,
-                    0,
-                )
-            };
+            // Without its stack the child would not live for one instruction, and without the other one for no signal. Where they were not
+            // kept, nothing changes.
+            for stack in [&shared.stack, &shared.alternate_stack] {
+                let (advice, bytes) = (libc::MADV_DOFORK as u64, stack.end - stack.start);
+                // SAFETY: changes no content of the range, which is this thread's.
+                unsafe { stub::call(libc::SYS_madvise, stack.start, bytes, advice, 0) };
+            }
         }
         Way::CloneWithStack(end) => {
             by_stub(stub::clone());

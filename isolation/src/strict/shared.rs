@@ -71,6 +71,8 @@ pub(crate) struct Shared {
     pub(super) wishes: Wishes,
     /// The thread's stack.
     pub(super) stack: Range<u64>,
+    /// The one that its handlers run on.
+    pub(super) alternate_stack: Range<u64>,
     tid: i32,
     /// The CPU it belongs on.
     pub(super) cpu: u32,
@@ -87,7 +89,14 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(wishes: Wishes, stack: Range<u64>, tid: i32, cpu: u32, traps: Traps) -> Self {
+    pub(super) fn new(
+        wishes: Wishes,
+        stack: Range<u64>,
+        alternate_stack: Range<u64>,
+        tid: i32,
+        cpu: u32,
+        traps: Traps,
+    ) -> Self {
         Self {
             gate: Gate { selector: AtomicU8::new(OPEN), rest: AtomicU8::new(OPEN) },
             attention: AtomicU32::new(0),
@@ -99,6 +108,7 @@ impl Shared {
             ring: RecordRing::new(),
             wishes,
             stack,
+            alternate_stack,
             tid,
             cpu,
             traps,

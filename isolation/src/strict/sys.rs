@@ -163,23 +163,36 @@ pub(super) fn below_thread_block(stack: &Range<u64>) -> Range<u64> {
 
 /// An alternate stack for the calling thread's handlers, in place of the one it had.
 pub(super) struct AlternateStack {
-    memory: Option<Box<[u8]>>,
+    memory: Option<Box<[Page]>>,
     before: libc::stack_t,
 }
 
 /// A signal frame with AVX-512 and AMX state takes 11 KiB.
 const ALTERNATE_STACK_BYTES: usize = 64 << 10;
 
+/// A page of its own, so that it can be kept from children without taking anything else from them.
+#[derive(Clone)]
+#[repr(C, align(4096))]
+struct Page([u8; 4096]);
+
 impl AlternateStack {
     pub(super) fn set() -> io::Result<Self> {
-        let mut memory = vec![0; ALTERNATE_STACK_BYTES].into_boxed_slice();
-        let new = libc::stack_t { ss_sp: memory.as_mut_ptr().cast(), ss_flags: 0, ss_size: memory.len() };
+        const PAGES: usize = ALTERNATE_STACK_BYTES / size_of::<Page>();
+        let mut memory = vec![Page([0; 4096]); PAGES].into_boxed_slice();
+        let start = memory.as_mut_ptr().cast();
+        let new = libc::stack_t { ss_sp: start, ss_flags: 0, ss_size: ALTERNATE_STACK_BYTES };
         let mut before = libc::stack_t { ss_sp: ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
         // SAFETY: the memory lives until the stack is put back; `before` is written.
         match unsafe { libc::sigaltstack(&new, &mut before) } {
             0 => Ok(Self { memory: Some(memory), before }),
             _ => Err(io::Error::last_os_error()),
         }
+    }
+
+    /// Its pages, to which the kernel and handlers write at each signal.
+    pub(super) fn pages(&self) -> Range<u64> {
+        let pages = self.memory.as_deref().unwrap_or_default().as_ptr_range();
+        pages.start as u64..pages.end as u64
     }
 }
 

@@ -46,8 +46,7 @@ const CHECKS: &[(&str, Check)] = &[
 /// How long a check may take.
 const LIMIT: Duration = Duration::from_secs(20);
 
-const USAGE: &str =
-    "usage: guest [--list] [--isolated] [CHECK...]: lists or runs the checks named, or all of a group";
+const USAGE: &str = "usage: guest [--list] [--isolated] [CHECK...] | guest --quieten: lists or runs the checks named, or all of a group";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -58,6 +57,10 @@ fn main() -> Result<()> {
             return Ok(());
         }
         ["--helper", ref helper @ ..] => return isolation::help(helper),
+        ["--quieten"] => {
+            only_in_a_guest()?;
+            return isolation::quieten();
+        }
         _ => {}
     }
     let mut option = |name: &str| {

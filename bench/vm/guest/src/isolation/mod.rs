@@ -14,6 +14,7 @@ use isolation::Violation;
 use std::time::Duration;
 
 pub(crate) use helper::help;
+pub(crate) use quiet::quieten;
 
 /// The CPU that the kernel leaves alone.
 const CPU: usize = 1;

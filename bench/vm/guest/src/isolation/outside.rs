@@ -164,13 +164,12 @@ pub(crate) fn a_real_time_task_is_named() -> Result<()> {
     hog.order()?;
     let found = without_ticks(scene.violations()?);
     let pid = format!("pid {}", hog.pid());
-    all_are(&found, "a hog", |one| {
-        one.cause == "task:hog"
-            && one.detail.starts_with(&pid)
-            && one.duration_ns.is_some_and(|ns| ns >= HOG.as_nanos() as u64)
-    })?;
+    all_are(&found, "a hog", |one| one.cause == "task:hog" && one.detail.starts_with(&pid))?;
+    let took_ns: u64 = found.iter().filter_map(|one| one.duration_ns).sum();
+    ensure!(took_ns >= HOG.as_nanos() as u64, "only {took_ns} ns of it: {}", lines(&found));
     ensure!(scene.count(Source::Switch) > 0, "it was not signalled");
-    ensure!(found.len() == 1, "{} violations by one", found.len());
+    // It may have to wait once for the thread that has moved it.
+    ensure!(found.len() <= 2, "{} violations by one: {}", found.len(), lines(&found));
     ensure!(scene.leave()? == Stay::Whole, "the stay has ended");
     Ok(())
 }

@@ -2,16 +2,21 @@
 #![forbid(unsafe_code)]
 
 use super::CPU;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
+use percpu::CpuList;
 use std::fs;
 use std::path::Path;
 
+/// The CPUs that the command line keeps free.
+fn tickless() -> Result<CpuList> {
+    let list = fs::read_to_string("/sys/devices/system/cpu/nohz_full")?;
+    list.parse().map_err(|_| anyhow!("no CPU is tickless ({}): boot with nohz_full=1", list.trim()))
+}
+
 /// What is written where. What a kernel does not have does not disturb either.
-fn knobs() -> Vec<(String, &'static str)> {
+fn knobs() -> Result<Vec<(String, &'static str)>> {
     let knob = |path: &str, value| (path.to_owned(), value);
     let mut knobs = vec![
-        // The deadline server of ordinary tasks brings the tick back once a second.
-        (format!("/sys/kernel/debug/sched/fair_server/cpu{CPU}/runtime"), "0"),
         knob("/sys/devices/virtual/workqueue/cpumask", "1"),
         // Seconds until the next: none in this guest's life.
         knob("/proc/sys/vm/stat_interval", "3600"),
@@ -22,16 +27,19 @@ fn knobs() -> Vec<(String, &'static str)> {
         // In a guest that is interpreted, a task may well be late.
         knob("/proc/sys/kernel/hung_task_timeout_secs", "0"),
     ];
+    // The deadline server of ordinary tasks brings the tick back once a second.
+    let server = |cpu| (format!("/sys/kernel/debug/sched/fair_server/cpu{cpu}/runtime"), "0");
+    knobs.extend(tickless()?.iter().map(server));
     let folders = fs::read_dir("/proc/irq").into_iter().flatten().flatten();
     let steered = folders.map(|folder| folder.path().join("smp_affinity")).filter(|path| path.exists());
     // The console's interrupt is one of these: what a check complains of must not interrupt the next.
     knobs.extend(steered.map(|path| (path.to_string_lossy().into_owned(), "1")));
-    knobs
+    Ok(knobs)
 }
 
-/// Keeps all that can be kept from the isolated CPU.
+/// Keeps all that can be kept from the tickless CPUs.
 pub(crate) fn quieten() -> Result<()> {
-    for (path, value) in knobs() {
+    for (path, value) in knobs()? {
         if Path::new(&path).exists() {
             let written = fs::write(&path, value);
             // The timer's and the cascade's interrupts stay where they are.
