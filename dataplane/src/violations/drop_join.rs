@@ -172,13 +172,15 @@ impl DropJoin {
             joined.violation.start_ns < to_ns && caught_up_ns(&joined.violation) > from_ns
         };
         let length = |joined: &Joined| joined.violation.end_ns.saturating_sub(joined.violation.start_ns);
-        // Away for most of it; or for longer than that, and back just before.
+        // Away for most of it; or for longer than that, and back just before; or for as much of it as what was lost takes to come.
         let covers = |joined: &Joined, interval: &Interval| {
             let Violation { start_ns, end_ns, .. } = joined.violation;
             let whole = interval.to_ns - interval.from_ns;
             let common = end_ns.min(interval.to_ns).saturating_sub(start_ns.max(interval.from_ns));
             let catches_up = start_ns < interval.to_ns && caught_up_ns(&joined.violation) > interval.from_ns;
-            common > 0 && common * 2 >= whole
+            let comes = BURSTS * u128::from(interval.arrived) * u128::from(common);
+            common > 0
+                && (common * 2 >= whole || u128::from(interval.lost() * 2) * u128::from(whole) <= comes)
                 || catches_up && end_ns <= interval.to_ns && length(joined) >= 2 * whole
         };
         let suspects: Vec<usize> =

@@ -138,6 +138,11 @@ impl FreeList {
         (handles.len(), found - handles.len())
     }
 
+    /// Frames that an audit has left where they were: on the stacks of CPUs that must not be interrupted, for their isolated workers.
+    pub(crate) fn left_alone(&self) -> usize {
+        (0..self.stack.stacks()).map(|index| self.stack.stack_len(index)).sum()
+    }
+
     #[inline(always)]
     fn note(&self, handles: &[u32], free: bool) {
         #[cfg(debug_assertions)]

@@ -290,7 +290,8 @@ impl Pool {
 
     /// Counts frame by frame. For a quiet pool: no thread allocates or frees meanwhile.
     pub fn audit(&self) -> Audit {
-        let (free, duplicated) = self.inner().free_list.audit();
+        let (counted, duplicated) = self.inner().free_list.audit();
+        let free = counted + self.inner().free_list.left_alone();
         let withheld = self.inner().withheld.load(Ordering::Relaxed);
         Audit { frames: self.frames(), free, held: self.frames() - free, withheld, duplicated }
     }
@@ -315,6 +316,26 @@ mod tests {
             audit,
             Audit { frames: pool.frames(), free: pool.frames(), held: 0, withheld: 0, duplicated: 0 }
         );
+    }
+
+    #[test]
+    fn an_audit_counts_what_it_must_leave_on_an_isolated_cpu() {
+        let pool = pool(1000);
+        let cpu = percpu::Topology::read().unwrap().allowed.iter().last().unwrap();
+        let worker = thread::spawn({
+            let pool = pool.clone();
+            move || {
+                let _pinned = percpu::pin_on_cpu(cpu).unwrap();
+                let mut batch = Batch::new();
+                pool.allocate_batch(&mut batch, BATCH_SIZE, 60, PortId(0));
+                batch.clear();
+                percpu::mark_isolated(cpu)
+            }
+        });
+        let mark = worker.join().unwrap();
+        assert_whole(&pool);
+        drop(mark);
+        assert_whole(&pool);
     }
 
     #[test]
