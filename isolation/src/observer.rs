@@ -90,6 +90,8 @@ pub struct Observer {
     limits: Vec<String>,
     suspended_by: BTreeMap<String, u64>,
     found: Vec<(usize, Interruption)>,
+    /// Workers that were moved and not signalled, to be told.
+    moved: Vec<usize>,
 }
 
 impl Observer {
@@ -136,6 +138,7 @@ impl Observer {
             limits,
             suspended_by: BTreeMap::new(),
             found: Vec::new(),
+            moved: Vec::new(),
         }
     }
 
@@ -180,9 +183,14 @@ impl Observer {
         }
     }
 
-    /// Looks for debuggers: while one is attached to a worker, that one is not signalled. Reads `/proc`: a few times a second.
+    /// Looks for debuggers: while one is attached to a worker, that one is not signalled. Looks too for workers that were moved and do not
+    /// know: while the kernel delivers another signal to a thread it may miss to count its move. Reads `/proc`: a few times a second.
     pub fn watch_debuggers(&mut self) {
         for (index, worker) in self.workers.iter_mut().enumerate() {
+            let cpu = worker.watched.cpu();
+            if worker.watched.runs_on().is_some_and(|other| other != cpu) && worker.watched.end_moved() {
+                self.moved.push(index);
+            }
             let debugger = worker.watched.debugger();
             if debugger.is_some() == worker.watched.is_suspended() {
                 continue;
@@ -221,6 +229,19 @@ impl Observer {
                     worker.held.push_back(interruption);
                 }
             }
+        }
+        for index in std::mem::take(&mut self.moved) {
+            let cpu = self.workers[index].watched.cpu();
+            out.push(Violation {
+                time_unix_ns: self.epoch_unix_ns + now_ns,
+                start_ns: now_ns,
+                end_ns: now_ns,
+                worker: index,
+                cpu,
+                cause: Source::Migration.to_string(),
+                detail: format!("from CPU {cpu}, not signalled: isolation has ended"),
+                ..Violation::default()
+            });
         }
         for index in 0..self.workers.len() {
             self.take_records(index, out);

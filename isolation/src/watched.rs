@@ -4,6 +4,7 @@
 use crate::strict::Source;
 use crate::strict::record::Record;
 use crate::strict::shared::Shared;
+use percpu::tsc;
 use std::fs;
 use std::sync::Arc;
 
@@ -58,6 +59,18 @@ impl Watched {
         let status = fs::read_to_string(format!("/proc/self/task/{}/status", self.tid())).ok()?;
         let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?.trim().parse().ok()?;
         (tracer != 0).then_some(tracer)
+    }
+
+    /// The CPU that the thread runs on, or ran on last; `None` where it has ended.
+    pub(crate) fn runs_on(&self) -> Option<usize> {
+        let stat = fs::read_to_string(format!("/proc/self/task/{}/stat", self.tid())).ok()?;
+        // Its name, in parentheses, is the 2nd field and may have blanks; the CPU is the 39th.
+        stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(36)?.parse().ok()
+    }
+
+    /// Ends the stay of a thread that was moved and got no signal; false where there is none to end.
+    pub(crate) fn end_moved(&self) -> bool {
+        self.was_isolated(tsc::now()) && self.shared.end_elsewhere(Source::Migration)
     }
 
     /// Lets everything through unsignalled while a debugger is attached, and signals again afterwards.

@@ -165,6 +165,15 @@ impl Shared {
         self.raise(attention::ENDED);
     }
 
+    /// The same by another thread; false where it has ended before.
+    pub(crate) fn end_elsewhere(&self, source: Source) -> bool {
+        let goes_on = !self.has_ended();
+        if goes_on {
+            self.end(source);
+        }
+        goes_on
+    }
+
     pub(super) fn has_ended(&self) -> bool {
         self.ended_by.load(Ordering::Relaxed) != 0
     }
