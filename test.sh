@@ -3,7 +3,7 @@
 # guest, the release build, and the demo. See "Testing" in CONTRIBUTING.md.
 #
 #   ./test.sh           everything; every property test for 10 s, floods, starts and kills for about as long
-#   ./test.sh --long    every property test for 60 s, and many times the rounds of floods, starts and kills
+#   ./test.sh --long    every property test for 30 s, and many times the rounds of floods, starts and kills
 #
 # Exit status: 0 when all passed, 1 when something failed, 2 for a wrong command line or a missing toolchain.
 set -u
@@ -21,7 +21,7 @@ for argument in "$@"; do
 done
 # For tests that count rounds.
 if [[ $long ]]; then export ISOPLANE_LONG=1; else unset ISOPLANE_LONG; fi
-campaign_seconds=$((long ? 60 : 10))
+campaign_seconds=$((long ? 30 : 10))
 
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
 export CARGO_TERM_COLOR=never
