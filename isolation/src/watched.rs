@@ -63,9 +63,7 @@ impl Watched {
 
     /// The CPU that the thread runs on, or ran on last; `None` where it has ended.
     pub(crate) fn runs_on(&self) -> Option<usize> {
-        let stat = fs::read_to_string(format!("/proc/self/task/{}/stat", self.tid())).ok()?;
-        // Its name, in parentheses, is the 2nd field and may have blanks; the CPU is the 39th.
-        stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(36)?.parse().ok()
+        percpu::pin::processor_of(self.tid())
     }
 
     /// Ends the stay of a thread that was moved and got no signal; false where there is none to end.

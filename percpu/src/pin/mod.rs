@@ -19,4 +19,4 @@ mod watch;
 pub use guard::{PinError, Pinned, pin_on_cpu, pin_with_policy};
 pub use outsider::Outsider;
 pub use policy::Policy;
-pub use watch::Watch;
+pub use watch::{Watch, processor_of};

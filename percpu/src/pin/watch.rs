@@ -151,8 +151,8 @@ impl Stay {
     }
 }
 
-/// Where a thread of this process last ran: the field `processor` of `/proc/self/task/TID/stat`, `proc(5)`.
-fn processor_of(tid: i32) -> Option<usize> {
+/// Where a thread of this process last ran: the field `processor` of `/proc/self/task/TID/stat`, `proc(5)`. `None` where there is no such thread.
+pub fn processor_of(tid: i32) -> Option<usize> {
     let text = fs::read(format!("/proc/self/task/{tid}/stat")).ok()?;
     // The name before it may hold anything, parentheses and spaces too.
     let end_of_name = text.iter().rposition(|&byte| byte == b')')?;
