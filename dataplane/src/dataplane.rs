@@ -170,7 +170,7 @@ impl Dataplane {
             isolation: watcher.report(),
             violations: watcher.counts().clone(),
         };
-        table.totals(&report);
+        table.totals(&report, watcher.times_ns());
         if report.pool.leaked > 0 {
             tracing::error!(
                 "{} frames are neither free nor held: please report this as a bug",

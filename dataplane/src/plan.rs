@@ -167,8 +167,12 @@ impl Plan {
                 self.placement.control
             );
         }
-        for shortcoming in self.placement.workers.iter().filter_map(|&cpu| kernel.shortcoming(cpu)) {
-            tracing::info!("{shortcoming}");
+        // An isolated worker says more, and more exactly.
+        let isolated = self.args.isolation.isolation != crate::IsolationMode::Off;
+        if !isolated {
+            for shortcoming in self.placement.workers.iter().filter_map(|&cpu| kernel.shortcoming(cpu)) {
+                tracing::info!("{shortcoming}");
+            }
         }
         Dataplane::open(self)
     }

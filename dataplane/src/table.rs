@@ -8,6 +8,7 @@ use crate::registry::{PortSample, Registry, WorkerSample};
 use crate::report::Report;
 use nic::port::LinkState;
 use percpu::tsc;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
@@ -126,7 +127,7 @@ impl Table {
     }
 
     /// Prints what the whole run counted.
-    pub(crate) fn totals(&mut self, report: &Report) {
+    pub(crate) fn totals(&mut self, report: &Report, times_ns: &TimesNs) {
         if self.quiet {
             return;
         }
@@ -181,7 +182,7 @@ impl Table {
                 let _ = writeln!(text, "    {}", self.paint("31", &changes));
             }
         }
-        self.isolation(report, &mut text);
+        self.isolation(report, times_ns, &mut text);
         let pool = &report.pool;
         let leaked = format!("{} leaked", pool.leaked);
         let leaked = if pool.leaked > 0 { self.paint("31", &leaked) } else { leaked };
@@ -195,12 +196,15 @@ impl Table {
     }
 }
 
-/// Causes that the totals list, the most frequent first.
+/// Causes that the totals list, those that took longest first.
 const MOST_CAUSES: usize = 8;
+
+/// How long violations took, by cause: altogether, and the longest, in nanoseconds.
+type TimesNs = BTreeMap<String, (u64, u64)>;
 
 impl Table {
     /// What came of keeping the kernel away.
-    fn isolation(&self, report: &Report, text: &mut String) {
+    fn isolation(&self, report: &Report, times_ns: &TimesNs, text: &mut String) {
         let isolation = &report.isolation;
         if isolation.mode == "off" {
             return;
@@ -208,19 +212,34 @@ impl Table {
         let total: u64 = report.violations.values().sum();
         let summary = format!("{total} violations");
         let summary = if total > 0 { self.paint("31", &summary) } else { summary };
+        let took_ns: u64 = times_ns.values().map(|(total_ns, _)| total_ns).sum();
         let _ = writeln!(
             text,
-            "  isolation {} ({}): {summary}, which cost {} packets; {} more dropped without one",
-            isolation.mode, isolation.signal, isolation.dropped, isolation.dropped_without_violation
+            "  isolation {} ({}): {summary}, which took {} and cost {} packets; {} dropped for other reasons",
+            isolation.mode,
+            isolation.signal,
+            duration_text(took_ns),
+            isolation.dropped,
+            isolation.dropped_without_violation
         );
+        let time = |cause: &String| times_ns.get(cause).copied().unwrap_or_default();
         let mut causes: Vec<(&String, &u64)> = report.violations.iter().collect();
-        causes.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
+        causes.sort_by(|a, b| (time(b.0), b.1).cmp(&(time(a.0), a.1)).then(a.0.cmp(b.0)));
         for (cause, count) in causes.iter().take(MOST_CAUSES) {
-            let _ = writeln!(text, "    {count:>10}  {cause}");
+            let (total_ns, longest_ns) = time(cause);
+            let _ = match total_ns {
+                0 => writeln!(text, "    {count:>10}  {cause}"),
+                _ => writeln!(
+                    text,
+                    "    {count:>10}  {cause:<28} {:>9}, longest {}",
+                    duration_text(total_ns),
+                    duration_text(longest_ns)
+                ),
+            };
         }
         if causes.len() > MOST_CAUSES {
             let rest: u64 = causes[MOST_CAUSES..].iter().map(|(_, count)| **count).sum();
-            let _ = writeln!(text, "    {rest:>10}  of {} other causes", causes.len() - MOST_CAUSES);
+            let _ = writeln!(text, "    {rest:>10}  {} other causes", causes.len() - MOST_CAUSES);
         }
         if isolation.unexplained_gaps > 0 {
             let _ = writeln!(

@@ -26,17 +26,23 @@ impl KernelIsolation {
         Self { isolated: list("isolated"), nohz_full: list("nohz_full") }
     }
 
+    /// What to boot with, so that the kernel keeps away from these CPUs.
+    pub fn boot_words(cpus: impl std::fmt::Display) -> String {
+        format!("nohz_full={cpus} rcu_nocbs={cpus} isolcpus=managed_irq,domain,{cpus}")
+    }
+
     /// What a worker on `cpu` will suffer from, in words; `None` where the kernel keeps away from it.
     pub fn shortcoming(&self, cpu: usize) -> Option<String> {
         match (self.isolated.contains(cpu), self.nohz_full.contains(cpu)) {
             (true, true) => None,
-            (isolated, _) => Some(format!(
-                "CPU {cpu} is {}: expect gaps in the loop; boot with \"isolcpus=managed_irq,domain,{cpu} nohz_full={cpu}\" to shorten them",
-                if isolated {
-                    "isolated but keeps its timer tick"
-                } else {
-                    "shared with other tasks and keeps its timer tick"
-                }
+            (isolated, tickless) => Some(format!(
+                "CPU {cpu} is {}: expect gaps in the loop; boot with \"{}\" to shorten them",
+                match (isolated, tickless) {
+                    (true, _) => "isolated but keeps its timer tick",
+                    (false, true) => "tickless but shared with other tasks",
+                    (false, false) => "shared with other tasks and keeps its timer tick",
+                },
+                Self::boot_words(cpu)
             )),
         }
     }
@@ -53,5 +59,7 @@ mod tests {
         assert!(kernel.shortcoming(0).unwrap().contains("shared with other tasks"));
         assert!(kernel.shortcoming(1).unwrap().contains("isolated but"));
         assert_eq!(kernel.shortcoming(2), None);
+        let shared = KernelIsolation { nohz_full: list("0"), ..kernel };
+        assert!(shared.shortcoming(0).unwrap().contains("tickless but shared"));
     }
 }

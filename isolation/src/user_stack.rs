@@ -121,7 +121,12 @@ impl UserStacks {
         let mut frames = self.unwinder.iter_frames(record.ip, registers, &mut self.cache, &mut read);
         let mut addresses = Vec::new();
         while let Ok(Some(frame)) = frames.next() {
-            addresses.push(frame.address_for_lookup());
+            let address = frame.address_for_lookup();
+            // What is in no file is no function: the unwinder has lost its way.
+            if !self.loaded.iter().any(|file| file.range.contains(&address)) {
+                break;
+            }
+            addresses.push(address);
             if addresses.len() == MOST_FRAMES {
                 break;
             }
@@ -137,7 +142,7 @@ impl UserStacks {
         let at = address.wrapping_sub(file.base);
         let index = file.functions.partition_point(|function| function.0 <= at).checked_sub(1);
         match index.map(|index| &file.functions[index]) {
-            Some((start, length, name)) if *length == 0 || at < start + length => {
+            Some((start, length, name)) if at < start + length => {
                 format!("{:#}+{:#x}", rustc_demangle::demangle(name), at - start)
             }
             _ => format!("{}+{at:#x}", file.name),

@@ -44,6 +44,8 @@ pub(crate) struct ViolationLog {
     pub(crate) counts: BTreeMap<String, u64>,
     /// Packets that they cost.
     pub(crate) dropped: u64,
+    /// How long they took, as far as that is known: altogether and the longest, by cause.
+    pub(crate) times_ns: BTreeMap<String, (u64, u64)>,
     second: Instant,
     lines: u32,
     suppressed: u64,
@@ -60,6 +62,7 @@ impl ViolationLog {
             file: path.map(open).transpose()?,
             counts: BTreeMap::new(),
             dropped: 0,
+            times_ns: BTreeMap::new(),
             second: Instant::now(),
             lines: 0,
             suppressed: 0,
@@ -71,6 +74,9 @@ impl ViolationLog {
     pub(crate) fn tell(&mut self, joined: &Joined, place: impl Fn(usize) -> (String, usize)) {
         let Joined { violation, losses } = joined;
         *self.counts.entry(violation.cause.clone()).or_default() += 1;
+        let (total_ns, longest_ns) = self.times_ns.entry(violation.cause.clone()).or_default();
+        let ns = violation.duration_ns.unwrap_or(0);
+        (*total_ns, *longest_ns) = (*total_ns + ns, ns.max(*longest_ns));
         let mut dropped: BTreeMap<&'static str, u64> = BTreeMap::new();
         let mut by_queue: BTreeMap<usize, u64> = BTreeMap::new();
         for ((queue, reason), count) in losses {
@@ -147,7 +153,7 @@ impl ViolationLog {
         let suppressed = std::mem::take(&mut self.suppressed);
         if suppressed > 0 {
             let whole = if self.file.is_some() { "" } else { " (--violations FILE.jsonl keeps them all)" };
-            tracing::warn!("isolation lost {suppressed} times more in that second{whole}");
+            tracing::warn!("isolation lost {suppressed} times more in that second, not shown{whole}");
         }
     }
 
@@ -173,14 +179,23 @@ fn time_text(unix_ns: u64) -> String {
     humantime::format_rfc3339_nanos(SystemTime::UNIX_EPOCH + Duration::from_nanos(unix_ns)).to_string()
 }
 
+/// In quotes where it would be several: a task may have any name.
+fn one_word(text: &str) -> String {
+    if text.contains([' ', '"']) { format!("{text:?}") } else { text.to_owned() }
+}
+
 /// `isolation lost worker=1 cpu=3 cause=irq:local_timer duration_us=18.4 port=afxdp:eth0 queue=0 dropped=117 (rx_ring_full=117) stack=a<b`
 fn line(
     violation: &Violation,
     dropped: &BTreeMap<&'static str, u64>,
     worst: Option<&(String, usize)>,
 ) -> String {
-    let mut line =
-        format!("isolation lost worker={} cpu={} cause={}", violation.worker, violation.cpu, violation.cause);
+    let mut line = format!(
+        "isolation lost worker={} cpu={} cause={}",
+        violation.worker,
+        violation.cpu,
+        one_word(&violation.cause)
+    );
     if let Some(ns) = violation.duration_ns {
         line += &format!(" duration_us={:.1}", ns as f64 / 1000.0);
     }
@@ -188,7 +203,7 @@ fn line(
         line += &format!(" address={address:#x}");
     }
     if let Some((port, queue)) = worst {
-        line += &format!(" port={port} queue={queue}");
+        line += &format!(" port={} queue={queue}", one_word(port));
     }
     let lost: u64 = dropped.values().sum();
     line += &format!(" dropped={lost}");

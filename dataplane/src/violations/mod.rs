@@ -205,6 +205,11 @@ impl Watcher {
         &self.log.counts
     }
 
+    /// How long they took, by cause: altogether, and the longest, in nanoseconds.
+    pub(crate) fn times_ns(&self) -> &BTreeMap<String, (u64, u64)> {
+        &self.log.times_ns
+    }
+
     /// What the run's report says of isolation.
     pub(crate) fn report(&self) -> IsolationReport {
         let mut report = IsolationReport {

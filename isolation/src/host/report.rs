@@ -205,7 +205,10 @@ impl Report {
         if let Some(command) = self.prepare_command() {
             let options: String =
                 self.prepare_options().iter().map(|option| format!(" [{option}]")).collect();
-            let _ = writeln!(text, "until the next boot, or \"isoplane restore\": {command}{options}");
+            let _ = writeln!(
+                text,
+                "to change now (undone by \"isoplane restore\" or a reboot): {command}{options}"
+            );
         }
         if let Some(words) = self.kernel_command_line() {
             let _ = writeln!(text, "kernel command line: {words}");

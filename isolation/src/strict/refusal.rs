@@ -11,7 +11,8 @@ use thiserror::Error;
 pub enum Refusal {
     /// The kernel keeps its tick on this CPU.
     #[error(
-        "CPU {cpu} keeps its timer tick: boot with \"nohz_full={cpu} rcu_nocbs={cpu} isolcpus=managed_irq,domain,{cpu}\" (this kernel's nohz_full: {nohz_full}), or use --isolation soft"
+        "CPU {cpu} keeps its timer tick: boot a kernel with CONFIG_NO_HZ_FULL with \"{}\" (nohz_full now: {nohz_full}), or use --isolation soft",
+        crate::KernelIsolation::boot_words(cpu)
     )]
     Ticks {
         /// The CPU.

@@ -18,6 +18,13 @@ fn there(host: &Host, cpus: &CpuList) -> Result<Vec<Irq>, Unread> {
     Ok(found)
 }
 
+/// How many may come to these CPUs, and go elsewhere now.
+fn may_come(host: &Host, cpus: &CpuList) -> Result<usize, Unread> {
+    let mut irqs = Irq::all(host)?;
+    irqs.retain(|irq| irq.movable != Movable::No && !mask::both(&irq.allowed, cpus).is_empty());
+    Ok(irqs.len())
+}
+
 /// `3 IRQs (24 eth0-rx-0, ...)`.
 fn named(irqs: &[&Irq]) -> String {
     let names: Vec<String> = irqs.iter().take(NAMED).map(|irq| irq.to_string()).collect();
@@ -31,7 +38,10 @@ pub(super) fn affinity(host: &Host, cpus: &CpuList) -> Result<Finding, Unread> {
     let (stay, leave): (Vec<&Irq>, Vec<&Irq>) =
         movable.partition(|irq| !mask::both(&irq.allowed, cpus).is_empty());
     Ok(match (&stay[..], &leave[..]) {
-        ([], []) => Finding::ok(format!("none that may be moved comes to {}", mask::words(cpus))),
+        ([], []) => Finding::ok(match may_come(host, cpus)? {
+            0 => format!("none that may be moved comes to {}", mask::words(cpus)),
+            some => format!("none goes to {} now; {some} may: prepare keeps them away", mask::words(cpus)),
+        }),
         ([], leave) => Finding::ok(format!("{}: gone after the next interrupt", named(leave))),
         (stay, _) => Finding::costs(format!("{}: some µs at each interrupt", named(stay))).prepare(),
     })

@@ -58,8 +58,10 @@ pub(super) fn tracefs(host: &Host, _: &CpuList) -> Result<Finding, Unread> {
     if !host.has("/sys/kernel/tracing") && host.mounted("sysfs")?.is_none() {
         return Ok(Finding::unknown("sysfs is not mounted"));
     }
-    Ok(Finding::costs("the cause of an interruption: trace points have no numbers")
-        .command("mount -t tracefs none /sys/kernel/tracing"))
+    Ok(Finding::costs(
+        "the names of causes, to a process without CAP_SYS_ADMIN, which cannot mount it for itself",
+    )
+    .command("mount -t tracefs none /sys/kernel/tracing  (or run as root)"))
 }
 
 pub(super) fn btf(host: &Host, _: &CpuList) -> Result<Finding, Unread> {
