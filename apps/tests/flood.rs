@@ -43,7 +43,7 @@ fn namespace_three_hundred_thousand_a_second_lose_nothing() {
     if !can_make_namespaces("namespace_three_hundred_thousand_a_second_lose_nothing") {
         return;
     }
-    (0..rounds(1, 12)).for_each(|_| lose_nothing());
+    (0..rounds(1, 6)).for_each(|_| lose_nothing());
 }
 
 /// Ten seconds of it, tried anew up to three times.
@@ -74,7 +74,7 @@ fn namespace_an_overload_is_accounted_for_to_the_packet() {
     if !can_make_namespaces("namespace_an_overload_is_accounted_for_to_the_packet") {
         return;
     }
-    for _ in 0..rounds(1, 60) {
+    for _ in 0..rounds(1, 20) {
         let (sent, received, report) = flood(None, 5, &[]);
         let drops = port_counts(&report, 0).2 + port_counts(&report, 1).2;
         assert!(drops > 0, "{sent:?} was no overload");

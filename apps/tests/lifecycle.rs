@@ -82,7 +82,7 @@ fn namespace_fifty_starts_and_stops_leave_nothing() {
     let report = folder.path().join("report.json");
     let wire = Wire::new(1500);
     let before = Leftovers::count();
-    for round in 0..rounds(50, 1000) {
+    for round in 0..rounds(50, 300) {
         let args = ["--port", "afxdp:p0", "--port", "afxdp:p1", "--report", report.to_str().unwrap()];
         let forwarder = Forwarder::start(&wire.middle, &args);
         forwarder.wait_until_open(2);
@@ -102,7 +102,7 @@ fn namespace_ten_kills_under_traffic_leave_nothing() {
     let flood = ["-q", "-f", "-s", "600", "-w", "1200", "10.0.0.2"];
     let mut ping =
         wire.left.command("ping", &flood).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    for _ in 0..rounds(10, 200) {
+    for _ in 0..rounds(10, 60) {
         let forwarder = wire.forward(&[]);
         assert!(!forwarder.end("KILL").success());
         assert_no_program(&wire.middle, "p0");
