@@ -284,7 +284,6 @@ impl Isolated {
         // SAFETY: `prepared` keeps it alive; `disarm` takes it away before that ends.
         unsafe { handler::set_current(Some(shared)) };
         self.armed = true;
-        shared.armed.store(true, Ordering::Relaxed);
         shared.begin();
         shared.traps.enable(true).map_err(Refusal::system("switch perf events on"))?;
         if prepared.config.signals.contains(Signals::SYSCALLS) {
@@ -307,7 +306,6 @@ impl Isolated {
         }
         let Some(prepared) = &self.prepared else { return };
         prepared.shared.close();
-        prepared.shared.armed.store(false, Ordering::Relaxed);
         prepared.shared.open_for_good();
         if prepared.config.signals.contains(Signals::SYSCALLS) {
             sys::stop_dispatch();

@@ -76,9 +76,8 @@ pub(crate) struct Shared {
     tid: i32,
     /// The CPU it belongs on.
     pub(super) cpu: u32,
-    /// Its perf events: switched by the thread, and from outside while a debugger is attached.
+    /// Its perf events, which the thread switches.
     pub(super) traps: Traps,
-    pub(super) armed: AtomicBool,
     /// Since when, and until when, it is isolated, by the time stamp counter; 0 for neither.
     since_tsc: AtomicU64,
     until_tsc: AtomicU64,
@@ -112,7 +111,6 @@ impl Shared {
             tid,
             cpu,
             traps,
-            armed: AtomicBool::new(false),
             since_tsc: AtomicU64::new(0),
             until_tsc: AtomicU64::new(0),
             outside: Mutex::default(),
@@ -197,10 +195,8 @@ impl Shared {
         if self.suspended.swap(on, Ordering::Relaxed) == on || self.has_ended() {
             return;
         }
-        if self.armed.load(Ordering::Relaxed) {
-            // Each trap would stop the thread for the debugger, which is the next trap. Fails only for a descriptor that is none.
-            let _ = self.traps.enable(!on);
-        }
+        // The perf events stay on: to switch them off from here takes an interrupt of the thread's CPU each, and so one more signal for the
+        // debugger to stop the thread at.
         if on {
             self.open_for_good();
         } else if self.traps_calls.load(Ordering::Relaxed) {
