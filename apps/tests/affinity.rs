@@ -12,7 +12,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -36,15 +36,8 @@ impl Running {
     }
 
     #[track_caller]
-    fn wait_for<T>(&self, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-        let start = Instant::now();
-        loop {
-            if let Some(value) = condition() {
-                return value;
-            }
-            assert!(start.elapsed() < LIMIT, "{what}: not within {LIMIT:?}: {}", self.log());
-            thread::sleep(Duration::from_millis(5));
-        }
+    fn wait_for<T>(&self, what: &str, condition: impl FnMut() -> Option<T>) -> T {
+        common::wait_for(what, LIMIT, || self.log(), condition)
     }
 
     /// The thread that the kernel knows by this name.

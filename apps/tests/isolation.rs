@@ -18,7 +18,7 @@ use std::os::fd::FromRawFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 const LIMIT: Duration = Duration::from_secs(20);
 const PORTS: [&str; 6] = ["--port", "mem:null", "--port", "mem:null", "--stats-period", "0"];
@@ -64,15 +64,8 @@ impl Running {
     }
 
     #[track_caller]
-    fn wait_for<T>(&self, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-        let start = Instant::now();
-        loop {
-            if let Some(value) = condition() {
-                return value;
-            }
-            assert!(start.elapsed() < LIMIT, "{what}: not within {LIMIT:?}: {}", self.log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
+    fn wait_for<T>(&self, what: &str, condition: impl FnMut() -> Option<T>) -> T {
+        common::wait_for(what, LIMIT, || self.log(), condition)
     }
 
     /// The thread of worker 0.

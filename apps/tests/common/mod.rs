@@ -59,6 +59,24 @@ pub fn rounds(short: usize, long: usize) -> usize {
     if std::env::var_os("ISOPLANE_LONG").is_some_and(|value| value == "1") { long } else { short }
 }
 
+/// Asks until there is an answer, for at most `limit`; `log` is what to show where there is none.
+#[track_caller]
+pub fn wait_for<T>(
+    what: &str,
+    limit: Duration,
+    log: impl Fn() -> String,
+    mut condition: impl FnMut() -> Option<T>,
+) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(start.elapsed() < limit, "{what}: not within {limit:?}: {}", log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// The lines of standard error that are not log lines.
 pub fn error_lines(output: &Output) -> Vec<String> {
     let text = String::from_utf8_lossy(&output.stderr);

@@ -132,11 +132,10 @@ impl Watcher {
     }
 
     /// The last look, when the workers and the queues have gone and the ports' counters are final.
-    pub(crate) fn finish(&mut self, registry: &Registry) -> Result<(), Error> {
+    pub(crate) fn finish(&mut self) -> Result<(), Error> {
         if self.observer.is_none() {
             return Ok(());
         }
-        let _ = registry;
         // Until the last interruption has its signal: the observer holds them back for 5 ms.
         for _ in 0..10 {
             std::thread::sleep(LOOK_PERIOD);
