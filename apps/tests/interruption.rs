@@ -54,7 +54,9 @@ impl Turn {
     fn take() -> Self {
         static ONE: Mutex<()> = Mutex::new(());
         let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-        if Path::new(Self::SESSION).exists() {
+        if Path::new(Self::SESSION).exists() && std::fs::write(Self::SESSION, "-10").is_err() {
+            // A process that was never in a session but the machine's first has no weight that could be set.
+            nix::unistd::setsid().unwrap();
             std::fs::write(Self::SESSION, "-10").unwrap();
         }
         Self { _one: one }

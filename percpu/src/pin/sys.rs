@@ -80,8 +80,9 @@ extern "C" fn on_trap(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
     }
     let counter = &COUNTERS[key as usize % SLOTS];
     if counter.key.load(Ordering::Acquire) == key {
-        counter.count.fetch_add(1, Ordering::Release);
+        // The flag first: who has seen the count sees it, too.
         counter.flag.store(true, Ordering::Release);
+        counter.count.fetch_add(1, Ordering::Release);
     }
 }
 
