@@ -45,7 +45,7 @@ fn main() {
                         // A full log refuses and counts it: a handler never waits for whoever reads.
                         let _ = log.write(line.as_bytes());
                     }
-                    free.push(&[buffer]);
+                    free.push_one(buffer);
                 }
             });
         }

@@ -1,13 +1,14 @@
 //! Working on a slot from outside: claim it, make sure that nobody is inside, work, let go.
 //!
-//! The slot's own threads look at the claim inside their critical section and go to the shared path while there is one: they never wait.
-//! A claim alone is not enough, for a section may have looked just before. The fence (membarrier with `PRIVATE_EXPEDITED_RSEQ`) is: when it
-//! returns, every section that began before it has stored its last word or never will, and what it stored is visible here.
+//! The slot's own threads look up its address inside their critical section. Who has the claim diverts them: they find the address of a slot that
+//! refuses everything, and go to the shared path; they never wait. That alone is not enough, for a section may have looked just
+//! before. The fence (membarrier with `PRIVATE_EXPEDITED_RSEQ`) is: when it returns, every section that began before it has stored its last word or
+//! never will, and what it stored is visible here.
 //!
 //! Where there is no rseq the claim alone is what every operation works under, for no section can be inside.
 #![forbid(unsafe_code)]
 
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::{AtomicU32, AtomicUsize, Ordering};
 
 /// The claim on one slot; all zeroes is free.
 #[derive(Debug)]
@@ -20,9 +21,16 @@ impl Default for Claim {
     }
 }
 
-/// The right to work on a slot; dropping it gives the slot back.
+/// The right to work on a slot; dropping it gives the slot back, after what its fence has set up.
 #[derive(Debug)]
-pub(crate) struct Claimed<'a>(&'a Claim);
+pub(crate) struct Claimed<'a, F = ()> {
+    // Fields are dropped in this order.
+    _fenced: F,
+    _release: Release<'a>,
+}
+
+#[derive(Debug)]
+struct Release<'a>(&'a Claim);
 
 /// Why there is no such right.
 #[derive(Debug)]
@@ -35,29 +43,60 @@ pub(crate) enum Unclaimed<E> {
 
 impl Claim {
     /// Takes the slot. Never waits for another claim.
-    pub(crate) fn try_claim<E>(
+    pub(crate) fn try_claim<F, E>(
         &self,
-        fence: impl FnOnce() -> Result<(), E>,
-    ) -> Result<Claimed<'_>, Unclaimed<E>> {
-        // Acquire: what the last one did to the slot under its claim. SeqCst: the claim is visible before the fence.
-        self.0.compare_exchange(0, 1, Ordering::SeqCst, Ordering::Relaxed).map_err(|_| Unclaimed::Busy)?;
-        let claimed = Claimed(self);
-        fence().map_err(Unclaimed::Refused)?;
-        Ok(claimed)
-    }
-
-    /// Whether somebody has it, as a section sees it.
-    #[cfg(loom)]
-    pub(crate) fn is_taken(&self) -> bool {
-        // Acquire, as every load of x86 is.
-        self.0.load(Ordering::Acquire) != 0
+        fence: impl FnOnce() -> Result<F, E>,
+    ) -> Result<Claimed<'_, F>, Unclaimed<E>> {
+        // Acquire: what the last one did to the slot under its claim.
+        self.0.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).map_err(|_| Unclaimed::Busy)?;
+        let _release = Release(self);
+        let _fenced = fence().map_err(Unclaimed::Refused)?;
+        Ok(Claimed { _fenced, _release })
     }
 }
 
-impl Drop for Claimed<'_> {
+impl Drop for Release<'_> {
     fn drop(&mut self) {
-        // Release: a section that sees the slot free sees what was done to it.
+        // Release: who claims it next sees what was done to the slot.
         self.0.0.store(0, Ordering::Release);
+    }
+}
+
+/// A word that sections read: of a slot, its address.
+#[derive(Debug)]
+#[repr(transparent)]
+pub(crate) struct Word(AtomicUsize);
+
+impl Word {
+    pub(crate) fn new(value: usize) -> Self {
+        Self(AtomicUsize::new(value))
+    }
+
+    /// Shows sections another address from now on, until dropped. For the one who has the slot's claim.
+    pub(crate) fn divert(&self, address: usize) -> Diverted<'_> {
+        // SeqCst: it is there before the fence.
+        Diverted { word: self, own: self.0.swap(address, Ordering::SeqCst) }
+    }
+
+    /// As a section reads it.
+    #[cfg(loom)]
+    fn read(&self) -> usize {
+        // Acquire, as every load of x86 is.
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// See [`Word::divert`].
+#[derive(Debug)]
+pub(crate) struct Diverted<'a> {
+    word: &'a Word,
+    own: usize,
+}
+
+impl Drop for Diverted<'_> {
+    fn drop(&mut self) {
+        // Release: a section that finds the slot again sees what was done to it.
+        self.word.0.store(self.own, Ordering::Release);
     }
 }
 
@@ -72,15 +111,26 @@ mod tests {
     /// epoch it began in. The lock makes that test and that store one, as the kernel does; the rest of a section is not under it.
     struct Slot {
         claim: Claim,
+        /// 1, unless sections are diverted.
+        word: Word,
         len: AtomicU32,
         epoch: Mutex<u32>,
     }
 
     impl Slot {
+        fn of(len: u32) -> Self {
+            Self {
+                claim: Claim::default(),
+                word: Word::new(1),
+                len: AtomicU32::new(len),
+                epoch: Mutex::new(0),
+            }
+        }
+
         /// Takes one item as a critical section does; `None` where the slot is empty, claimed, or it was interrupted.
         fn pop(&self) -> Option<u32> {
             let began = *self.epoch.lock().unwrap();
-            if self.claim.is_taken() {
+            if self.word.read() != 1 {
                 return None;
             }
             let len = self.len.load(Ordering::Relaxed);
@@ -93,15 +143,18 @@ mod tests {
             Some(left)
         }
 
-        fn fence(&self) -> Result<(), ()> {
-            *self.epoch.lock().unwrap() += 1;
-            Ok(())
+        /// What is done between the claim and the work; `true` is as it should be.
+        fn fence(&self, whole: bool) -> Result<Diverted<'_>, ()> {
+            let diverted = self.word.divert(0);
+            if whole {
+                *self.epoch.lock().unwrap() += 1;
+            }
+            Ok(diverted)
         }
 
         /// Takes all items from outside.
         fn drain(&self, fence: bool) -> u32 {
-            let fence = || if fence { self.fence() } else { Ok(()) };
-            let Ok(_claimed) = self.claim.try_claim(fence) else { return 0 };
+            let Ok(_claimed) = self.claim.try_claim(|| self.fence(fence)) else { return 0 };
             let len = self.len.load(Ordering::Relaxed);
             self.len.store(0, Ordering::Relaxed);
             len
@@ -110,8 +163,7 @@ mod tests {
 
     fn model(fence: bool, pops: u32, other_drains: bool) {
         loom::model(move || {
-            let slot =
-                Arc::new(Slot { claim: Claim::default(), len: AtomicU32::new(2), epoch: Mutex::new(0) });
+            let slot = Arc::new(Slot::of(2));
             let owner = thread::spawn({
                 let slot = slot.clone();
                 move || (0..pops).map(|_| u32::from(slot.pop().is_some())).sum::<u32>()
@@ -136,21 +188,13 @@ mod tests {
     impl Whole {
         fn with(items: &[u32]) -> Self {
             let [first, second] = [0, 1].map(|at| AtomicU32::new(items.get(at).copied().unwrap_or(0)));
-            Self {
-                slot: Slot {
-                    claim: Claim::default(),
-                    len: AtomicU32::new(items.len() as u32),
-                    epoch: Mutex::new(0),
-                },
-                items: [first, second],
-                shared: Depot::new(3),
-            }
+            Self { slot: Slot::of(items.len() as u32), items: [first, second], shared: Depot::new(3) }
         }
 
         /// Puts one item on the slot as a critical section does; false where the slot is full, claimed, or it was interrupted.
         fn push_in_section(&self, item: u32) -> bool {
             let began = *self.slot.epoch.lock().unwrap();
-            if self.slot.claim.is_taken() {
+            if self.slot.word.read() != 1 {
                 return false;
             }
             let len = self.slot.len.load(Ordering::Relaxed);
@@ -185,8 +229,7 @@ mod tests {
         }
 
         fn drain(&self, fence: bool) {
-            let fence = || if fence { self.slot.fence() } else { Ok(()) };
-            let Ok(_claimed) = self.slot.claim.try_claim(fence) else { return };
+            let Ok(_claimed) = self.slot.claim.try_claim(|| self.slot.fence(fence)) else { return };
             self.shared.give(&self.in_slot());
             self.slot.len.store(0, Ordering::Relaxed);
         }

@@ -45,19 +45,16 @@ impl Counters {
     #[inline(always)]
     pub fn add(&self, number: usize, value: u64) {
         self.check(number);
-        if let Some(place) = self.slots.place() {
-            // SAFETY: `number` is below the count that the slots were made for.
-            if unsafe { section::add(place, number * size_of::<u64>(), value) } {
-                return;
-            }
+        // SAFETY: `number` is below the count that the slots were made for.
+        if !unsafe { section::add(self.slots.place(), number * size_of::<u64>(), value) } {
+            self.add_again(number, value);
         }
-        self.add_again(number, value);
     }
 
     #[cold]
     fn add_again(&self, number: usize, value: u64) {
         for _ in 0..ATTEMPTS {
-            let Some(place) = self.slots.place() else { break };
+            let Some(place) = self.slots.place_again() else { break };
             // SAFETY: as in `add`.
             if unsafe { section::add(place, number * size_of::<u64>(), value) } {
                 return;

@@ -12,6 +12,7 @@
 use crate::Counter;
 use crate::counter::ATTEMPTS;
 use crate::rseq::section::{self, LogHeader, Refused};
+use crate::rseq::thread;
 use crate::slots::{Indexing, Slots};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::{ptr, slice};
@@ -111,12 +112,13 @@ impl Log {
         }
         let reservation = |slot, at| Reservation { log: self, slot, at, length: length as u64, written: 0 };
         for _ in 0..ATTEMPTS {
-            let Some(place) = self.slots.place() else { break };
-            // SAFETY: the slots begin with a header; without an area of its own no thread gets here.
-            match unsafe { section::reserve(place, self.capacity, bytes) } {
+            // SAFETY: the slots begin with a header.
+            match unsafe { section::reserve(self.slots.place(), self.capacity, bytes) } {
                 Ok((slot, at)) => return Ok(reservation(slot, at)),
                 Err(Refused::Full) => return self.refuse(),
-                Err(_) => {}
+                Err(Refused::Interrupted) => {}
+                Err(Refused::Nowhere) if thread::attach() => {}
+                Err(Refused::Nowhere) => break,
             }
         }
         let index = self.slots.otherwise();

@@ -6,6 +6,7 @@
 //! many. An index beyond the slots (a mask that was widened later) takes the shared path, and so does a thread without an rseq area.
 #![allow(unsafe_code)]
 
+use crate::claim::{Diverted, Word};
 use crate::rseq::registration::{Registration, has_concurrency_ids, registration};
 use crate::rseq::section::Place;
 use crate::rseq::thread::{self, IndexField};
@@ -83,7 +84,7 @@ pub(crate) struct Slots {
     slots: usize,
     indices: Indices,
     /// The address of each slot that belongs to an index: what sections read, see [`Place`].
-    table: Box<[usize]>,
+    table: Box<[Word]>,
     /// What `base` lies in.
     block: NonNull<u8>,
     layout: Layout,
@@ -123,7 +124,7 @@ impl Slots {
         let slot = |index| base.addr().get() + index * stride;
         // Sections get at the slots by these numbers.
         base.as_ptr().expose_provenance();
-        let table = (0..count).map(slot).collect();
+        let table = (0..count).map(slot).map(Word::new).collect();
         Self { base, stride, slots, indices, table, block, layout }
     }
 
@@ -160,22 +161,26 @@ impl Slots {
         unsafe { self.base.as_ptr().add(index as usize * self.stride) }
     }
 
-    /// What the calling thread's critical sections find its slot by; `None` where it runs none, and takes the shared path.
+    /// What the calling thread's critical sections find its slot by. They refuse where it has none, or has not asked yet: then see
+    /// [`place_again`](Self::place_again).
     #[inline(always)]
-    pub(crate) fn place(&self) -> Option<Place> {
-        let mut area = thread::area();
-        if area.is_null() {
-            if !thread::find() {
-                return None;
-            }
-            area = thread::area();
-        }
-        Some(Place {
-            area,
+    pub(crate) fn place(&self) -> Place {
+        Place {
+            area: thread::area(),
             field: self.indices.field as usize,
-            table: self.table.as_ptr(),
+            table: self.table.as_ptr().cast(),
             count: self.indices.count,
-        })
+        }
+    }
+
+    /// The same for a second try; `None` where the thread runs no sections, and takes the shared path.
+    pub(crate) fn place_again(&self) -> Option<Place> {
+        thread::attach().then(|| self.place())
+    }
+
+    /// Shows the sections of an index another slot from now on, until what this returns is dropped. For the one who has the slot's claim.
+    pub(crate) fn divert(&self, index: u32, address: usize) -> Diverted<'_> {
+        self.table[index as usize].divert(address)
     }
 
     /// The calling thread's slot as it was a moment ago; `None` where it has none.

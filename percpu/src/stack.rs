@@ -11,7 +11,7 @@
 //! too; a control thread answers for the other CPUs in [`Stack::serve_requests`].
 #![allow(unsafe_code)]
 
-use crate::claim::{Claimed, Unclaimed};
+use crate::claim::{Claimed, Diverted, Unclaimed};
 use crate::counter::ATTEMPTS;
 use crate::depot::{Depot, NODE_ITEMS, Shared};
 use crate::rseq::section::{self, Place, Refused, StackHeader};
@@ -124,10 +124,8 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
     /// Takes one item.
     #[inline]
     pub fn pop_one(&self) -> Option<T> {
-        if let Some(place) = self.slots.place()
-            // SAFETY: the slots were made for items of this type.
-            && let Some(item) = unsafe { section::pop_one(place) }
-        {
+        // SAFETY: the slots were made for items of this type.
+        if let Some(item) = unsafe { section::pop_one(self.slots.place()) } {
             return Some(item);
         }
         self.pop_one_again()
@@ -149,17 +147,26 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
     /// Puts all of `items` on this CPU's stack, the last on top; what does not fit goes to the shared part.
     #[inline]
     pub fn push(&self, items: &[T]) {
-        if let Some(place) = self.slots.place() {
-            let done = match items {
-                // SAFETY: the slots were made for the capacity, and items of this type.
-                [item] => unsafe { section::push_one(place, self.capacity_bytes, *item) },
-                _ => self.push_at(place, items).is_ok(),
-            };
-            if done {
-                return;
-            }
+        if let [item] = items {
+            return self.push_one(*item);
         }
-        self.push_again(items);
+        if self.push_at(self.slots.place(), items).is_err() {
+            self.push_again(items);
+        }
+    }
+
+    /// Puts one item on this CPU's stack.
+    #[inline]
+    pub fn push_one(&self, item: T) {
+        // SAFETY: the slots were made for the capacity, and items of this type.
+        if !unsafe { section::push_one(self.slots.place(), self.capacity_bytes, item) } {
+            self.push_one_again(item);
+        }
+    }
+
+    #[cold]
+    fn push_one_again(&self, item: T) {
+        self.push_again(&[item]);
     }
 
     #[inline(always)]
@@ -177,14 +184,13 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
     #[inline(always)]
     unsafe fn pop_here(&self, to: *mut T, want: usize) -> usize {
         let want_bytes = (want * size_of::<T>()).min(self.capacity_bytes as usize) as u32;
-        if let Some(place) = self.slots.place()
-            // SAFETY: the caller's promise. Items are of 4 or 8 bytes, so it is a multiple of 4.
-            && let Ok(bytes) = unsafe { section::pop(place, to.cast(), want_bytes) }
-        {
-            return bytes as usize / size_of::<T>();
+        // SAFETY: the caller's promise. Items are of 4 or 8 bytes, so it is a multiple of 4.
+        match unsafe { section::pop(self.slots.place(), to.cast(), want_bytes) } {
+            Ok(bytes) => bytes as usize / size_of::<T>(),
+            Err(Refused::Full) => 0,
+            // SAFETY: the caller's promise.
+            Err(_) => unsafe { self.pop_again(to, want) },
         }
-        // SAFETY: the caller's promise.
-        unsafe { self.pop_again(to, want) }
     }
 
     /// # Safety
@@ -193,7 +199,7 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
     unsafe fn pop_again(&self, to: *mut T, want: usize) -> usize {
         let want_bytes = (want * size_of::<T>()).min(self.capacity_bytes as usize) as u32;
         for _ in 0..ATTEMPTS {
-            let Some(place) = self.slots.place() else { break };
+            let Some(place) = self.slots.place_again() else { break };
             // SAFETY: as in `pop_here`.
             match unsafe { section::pop(place, to.cast(), want_bytes) } {
                 Ok(bytes) => return bytes as usize / size_of::<T>(),
@@ -233,17 +239,16 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
 
     #[cold]
     fn push_again(&self, items: &[T]) {
-        // At most half of the stack stays when it overflows; a portion that is larger never goes there.
-        if size_of_val(items) > self.capacity_bytes as usize / 2 {
-            return self.shared.give(items);
-        }
+        // At most half of the stack stays when it overflows: that makes no room for a portion that is larger. And where somebody else works on it, it is full
+        // and empty at once.
+        let too_large = size_of_val(items) > self.capacity_bytes as usize / 2;
         for _ in 0..ATTEMPTS {
-            let Some(place) = self.slots.place() else { break };
+            let Some(place) = self.slots.place_again() else { break };
             match self.push_at(place, items) {
                 Ok(()) => return,
                 Err(Refused::Interrupted) => {}
-                Err(Refused::Full) => self.move_to_shared(self.capacity().div_ceil(2)),
-                Err(Refused::Claimed) => return self.shared.give(items),
+                Err(Refused::Full) if !too_large && self.move_to_shared(self.capacity().div_ceil(2)) > 0 => {}
+                Err(Refused::Full | Refused::Nowhere) => return self.shared.give(items),
             }
         }
         match self.claim_preferred() {
@@ -253,8 +258,8 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
     }
 
     /// Moves items from this CPU's stack to the shared part until it is empty, or `most` were moved (a node's worth more at the worst): bounded,
-    /// since others may push meanwhile.
-    fn move_to_shared(&self, most: usize) {
+    /// since others may push meanwhile. Says how many.
+    fn move_to_shared(&self, most: usize) -> usize {
         let mut hand = [MaybeUninit::<T>::uninit(); NODE_ITEMS];
         let mut moved = 0;
         while moved < most {
@@ -267,6 +272,7 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
             self.shared.give(unsafe { slice::from_raw_parts(hand.as_ptr().cast(), count) });
             moved += count;
         }
+        moved
     }
 
     fn capacity(&self) -> usize {
@@ -279,16 +285,16 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
             return None;
         }
         // No section can be inside, so there is nothing to fence off.
-        let slot = self.claim_with(self.slots.otherwise(), || Ok(())).ok()?;
+        let slot = self.claim_with(self.slots.otherwise(), || Ok(None)).ok()?;
         slot.header.used.store(1, Ordering::Relaxed);
         Some(slot)
     }
 
-    fn claim_with(
-        &self,
+    fn claim_with<'a>(
+        &'a self,
         index: u32,
-        fence: impl FnOnce() -> io::Result<()>,
-    ) -> Result<ClaimedSlot<'_, T>, Unclaimed<io::Error>> {
+        fence: impl FnOnce() -> io::Result<Option<Diverted<'a>>>,
+    ) -> Result<ClaimedSlot<'a, T>, Unclaimed<io::Error>> {
         let slot = self.slots.slot(index);
         // SAFETY: every slot begins with a header; it is made of atomics, and all zeroes is a valid one.
         let header = unsafe { &*slot.cast::<StackHeader>() };
@@ -304,8 +310,14 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
     /// Claims a slot from outside.
     fn claim(&self, index: u32) -> Result<ClaimedSlot<'_, T>, Unclaimed<io::Error>> {
         let cpu = self.slots.cpu(index);
-        let sections = self.slots.has_sections();
-        self.claim_with(index, || if sections { membarrier::stop_sections(cpu) } else { Ok(()) })
+        self.claim_with(index, || {
+            if !self.slots.has_sections() {
+                return Ok(None);
+            }
+            let diverted = self.slots.divert(index, (&raw const section::FULL_AND_EMPTY).addr());
+            membarrier::stop_sections(cpu)?;
+            Ok(Some(diverted))
+        })
     }
 
     fn header(&self, index: u32) -> &StackHeader {
@@ -468,7 +480,7 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
 
 /// A slot that is ours alone.
 struct ClaimedSlot<'a, T> {
-    _claimed: Claimed<'a>,
+    _claimed: Claimed<'a, Option<Diverted<'a>>>,
     header: &'a StackHeader,
     items: *mut T,
     capacity: usize,
@@ -478,7 +490,7 @@ impl<T: Item> ClaimedSlot<'_, T> {
     fn items(&self) -> &[T] {
         let len = self.header.len_bytes.load(Ordering::Relaxed) as usize / size_of::<T>();
         // SAFETY: the items below the length were pushed, and while the slot is claimed nobody writes them: sections that began before the
-        // claim are over or were stopped, later ones see the claim.
+        // claim are over or were stopped, later ones are diverted.
         unsafe { slice::from_raw_parts(self.items, len.min(self.capacity)) }
     }
 

@@ -260,8 +260,8 @@ fn pushes<T: Item + Into<u64>>(name: &str, item: fn(u32) -> T, expected: [(usize
 fn a_push_is_done_whole_or_not_at_all() {
     let name = "a_push_is_done_whole_or_not_at_all";
     on_first_cpu(name, || {
-        pushes(name, narrow, [(1, 12), (4, 20), (7, 24), (32, 20)]);
-        pushes(name, wide, [(1, 12), (4, 20), (7, 24), (32, 20)]);
+        pushes(name, narrow, [(1, 10), (4, 18), (7, 22), (32, 18)]);
+        pushes(name, wide, [(1, 10), (4, 18), (7, 22), (32, 18)]);
     });
 }
 
@@ -294,8 +294,8 @@ fn pops<T: Item + Into<u64> + PartialEq>(name: &str, item: fn(u32) -> T, expecte
 fn a_pop_is_done_whole_or_not_at_all() {
     let name = "a_pop_is_done_whole_or_not_at_all";
     on_first_cpu(name, || {
-        pops(name, narrow, [(1, 11), (4, 21), (7, 25), (32, 21)]);
-        pops(name, wide, [(1, 11), (4, 21), (7, 25), (32, 21)]);
+        pops(name, narrow, [(1, 9), (4, 21), (7, 25), (32, 21)]);
+        pops(name, wide, [(1, 9), (4, 21), (7, 25), (32, 21)]);
     });
 }
 
@@ -416,7 +416,7 @@ fn a_signal_alone_sends_a_section_to_its_abort_address() {
         unsafe { sigaction(Signal::SIGTRAP, &action) }.unwrap();
         let stack = Stack::<u32>::new(64, 200, Indexing::Cpu);
         stack.push(&[100, 101, 102]);
-        for (count, pushed, popped) in [(1, 12, 11), (7, 24, 25)] {
+        for (count, pushed, popped) in [(1, 10, 9), (7, 22, 25)] {
             let items: Vec<u32> = (0..count as u32).collect();
             let push = || stack.push(&items);
             let pop = || {

@@ -59,12 +59,16 @@ pub(crate) fn benches(criterion: &mut Criterion<Ticks>) {
     });
     let by_stack = |stack: &Stack<u32>| {
         for _ in 0..MANY {
-            stack.pop_one().inspect(|item| stack.push(&[*item]));
+            if let Some(item) = stack.pop_one() {
+                stack.push_one(item);
+            }
         }
     };
     let by_queue = |queue: &ArrayQueue<u32>| {
         for _ in 0..MANY {
-            queue.pop().map(|item| queue.push(item));
+            if let Some(item) = queue.pop() {
+                let _ = queue.push(item);
+            }
         }
     };
     group.bench_function("pop and push one, Stack", |bencher| {

@@ -1,9 +1,10 @@
 //! Up to 64 packets in an array: what ports and applications hand to each other.
 #![allow(unsafe_code)]
 
-use super::frame::POOL_SHIFT;
+use super::frame::{self, POOL_SHIFT};
 use super::packet::Packet;
 use super::registry;
+use super::words::{self, Fresh};
 use std::mem::MaybeUninit;
 use std::{fmt, ptr, slice};
 
@@ -88,33 +89,18 @@ impl Batch {
     /// Bytes of all packets, all segments.
     #[inline]
     pub fn total_bytes(&self) -> u64 {
-        self.survey().bytes
+        let (mut nexts, mut bytes) = (frame::NONE, 0);
+        for packet in self.iter() {
+            nexts &= packet.next_handle();
+            // At most 64 times 64 KiB.
+            bytes += packet.len() as u32;
+        }
+        if nexts == frame::NONE { bytes.into() } else { self.chained_bytes() }
     }
 
-    /// What a batch must know of its packets to free them in bulk, in one pass without a branch for each.
-    #[inline(always)]
-    fn survey(&self) -> Survey {
-        let Some(first) = self.as_slice().first() else {
-            return Survey { one_pool: true, chained: false, bytes: 0 };
-        };
-        let (first, mut differs, mut nexts, mut bytes) = (first.handle(), 0, u32::MAX, 0);
-        for packet in self.iter() {
-            if cfg!(target_endian = "little") {
-                let [low, high] = packet.words();
-                differs |= low as u32 ^ first;
-                nexts &= high as u32;
-                bytes += low >> 48;
-            } else {
-                differs |= packet.handle() ^ first;
-                nexts &= if packet.is_chained() { 0 } else { u32::MAX };
-                bytes += packet.len() as u64;
-            }
-        }
-        let chained = nexts != u32::MAX;
-        if chained {
-            bytes = self.iter().map(|packet| packet.total_len() as u64).sum();
-        }
-        Survey { one_pool: differs >> POOL_SHIFT == 0, chained, bytes }
+    #[cold]
+    fn chained_bytes(&self) -> u64 {
+        self.iter().map(|packet| packet.total_len() as u64).sum()
     }
 
     /// Moves as many packets as fit from the front of `other` to the end of this one, and says how many.
@@ -176,39 +162,35 @@ impl Batch {
     /// Frees all packets and says how many bytes they had.
     #[inline]
     pub fn clear_counted(&mut self) -> u64 {
-        let Survey { one_pool, chained, bytes } = self.survey();
-        let Some(first) = self.as_slice().first() else {
-            return 0;
-        };
-        let handle = first.handle();
-        if !one_pool {
+        let Some(first) = self.as_slice().first().map(Packet::handle) else { return 0 };
+        // One pass without a branch for each.
+        let mut handles = [MaybeUninit::<u32>::uninit(); BATCH_SIZE];
+        let survey = words::read_handles(self.as_slice(), &mut handles);
+        let bytes = if survey.chained { self.chained_bytes() } else { survey.bytes.into() };
+        if survey.differs >> POOL_SHIFT != 0 {
             self.truncate(0);
             return bytes;
         }
-        if chained {
+        if survey.chained {
             self.iter_mut().for_each(Packet::free_tail);
         }
+        // The packets' claim on the frames ends here, with the copies of their handles, which make the free list the owner.
         let count = std::mem::replace(&mut self.len, 0);
-        let packets: *const Packet = self.packets.as_ptr().cast();
-        let mut handles = [MaybeUninit::<u32>::uninit(); BATCH_SIZE];
-        for (index, place) in handles[..count].iter_mut().enumerate() {
-            // SAFETY: the first `count` are initialised; `len` is 0, so their claim on the frames ends with this copy of the
-            // handles, which makes the free list the owner.
-            place.write(unsafe { (*packets.add(index)).handle() });
-        }
         // SAFETY: the first `count` were written just now.
         let handles = unsafe { slice::from_raw_parts(handles.as_ptr().cast(), count) };
-        registry::slot(handle).pool().free_list.give(handles);
+        registry::slot(first).pool().free_list.give(handles);
         bytes
     }
 
-    /// Adds `count` packets that `write` makes; no more than [`room`](Self::room).
+    /// Adds fresh packets of these handles, of which there are no more than [`room`](Self::room).
+    ///
+    /// # Safety
+    /// As for [`words::write_packets`].
     #[inline(always)]
-    pub(crate) fn extend_from_handles(&mut self, handles: &[u32], mut make: impl FnMut(u32) -> Packet) {
+    pub(crate) unsafe fn extend_fresh(&mut self, handles: &[u32], fresh: Fresh) {
         debug_assert!(handles.len() <= self.room());
-        for (place, handle) in self.packets[self.len..].iter_mut().zip(handles) {
-            place.write(make(*handle));
-        }
+        // SAFETY: the caller's promise.
+        unsafe { words::write_packets(handles, &mut self.packets[self.len..], fresh) };
         self.len += handles.len();
     }
 
@@ -236,12 +218,6 @@ impl Batch {
             unsafe { ptr::copy(self.packets.as_ptr().add(count), self.packets.as_mut_ptr(), self.len) };
         }
     }
-}
-
-struct Survey {
-    one_pool: bool,
-    chained: bool,
-    bytes: u64,
 }
 
 impl Default for Batch {

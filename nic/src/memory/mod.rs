@@ -12,6 +12,7 @@ mod pool;
 mod region;
 mod registry;
 mod window;
+mod words;
 
 pub use batch::{BATCH_SIZE, Batch};
 pub use frame::Frame;

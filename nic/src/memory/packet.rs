@@ -48,18 +48,15 @@ impl Packet {
         unsafe { mem::transmute::<[u64; 2], Packet>([low, high]) }
     }
 
-    /// Handle and length, and whether it is chained, read as two words: see [`Packet::new`].
-    #[inline(always)]
-    pub(crate) fn words(&self) -> [u64; 2] {
-        // SAFETY: Packet is repr(C), 16 bytes of integers without padding; read unaligned since its alignment is 4.
-        let words = unsafe { std::ptr::from_ref(self).cast::<[u64; 2]>().read_unaligned() };
-        debug_assert!(cfg!(target_endian = "big") || words[0] as u32 == self.handle);
-        words
-    }
-
     #[inline(always)]
     pub(crate) fn handle(&self) -> u32 {
         self.handle
+    }
+
+    /// The handle of the next segment; [`frame::NONE`] unless it is chained.
+    #[inline(always)]
+    pub(crate) fn next_handle(&self) -> u32 {
+        self.next
     }
 
     #[inline(always)]

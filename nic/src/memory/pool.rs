@@ -12,6 +12,7 @@ use super::packet::{Packet, SEGMENT_HEADER};
 use super::region::{PageChoice, PageSize, Region, RegionError};
 use super::registry::{self, MAX_POOLS};
 use super::window;
+use super::words::Fresh;
 use crate::port::PortId;
 use std::fmt;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use thiserror::Error;
 pub const MIN_HEADROOM: usize = 128;
 /// Half of what handles can number, so that frames of 4 KiB, which take two handles each, fit too.
 const MAX_FRAMES: usize = (INDEX_MASK / 2) as usize;
-const CACHE_LINE: usize = 64;
+pub(super) const CACHE_LINE: usize = 64;
 /// Enough that a few batches of headers fit into an 8-way cache; more would take room from the data.
 const MAX_COLOURS: usize = 8;
 /// What colouring leaves for data in any case: a full Ethernet frame with two VLAN tags.
@@ -96,19 +97,9 @@ pub(crate) struct PoolInner {
     number: u32,
     frames: usize,
     headroom: u16,
-    colours: u32,
+    colours: u16,
     /// Frames that a device may still write to although its port is closed.
     withheld: AtomicUsize,
-}
-
-impl PoolInner {
-    /// Where the data of a fresh packet in this frame starts.
-    #[inline(always)]
-    fn first_offset(&self, handle: u32) -> u16 {
-        // A multiplicative hash of the frame's number, scaled to 0..colours: no division, and it vectorises.
-        let hash = (handle.wrapping_mul(0x9E37_79B1)) >> 16;
-        self.headroom + ((hash * self.colours) >> 16) as u16 * CACHE_LINE as u16
-    }
 }
 
 /// The handle of a pool; clones are handles of the same pool. When the last is dropped the memory goes, as soon as
@@ -167,7 +158,7 @@ impl Pool {
                 number,
                 frames: config.frames,
                 headroom: config.headroom as u16,
-                colours: (spare / CACHE_LINE + 1).min(MAX_COLOURS) as u32,
+                colours: (spare / CACHE_LINE + 1).min(MAX_COLOURS) as u16,
                 withheld: AtomicUsize::new(0),
             })
         });
@@ -195,10 +186,11 @@ impl Pool {
         if length > self.data_room() {
             return 0;
         }
+        let fresh =
+            Fresh { headroom: inner.headroom, colours: inner.colours, length: length as u16, port: port.0 };
         inner.free_list.take(count.min(batch.room()), |handles| {
-            batch.extend_from_handles(handles, |handle| {
-                Packet::new(handle, inner.first_offset(handle), length as u16, port.0)
-            });
+            // SAFETY: the free list hands them over; `length` fits a frame behind the largest offset.
+            unsafe { batch.extend_fresh(handles, fresh) };
         })
     }
 

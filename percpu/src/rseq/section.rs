@@ -20,9 +20,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 pub(crate) enum Refused {
     /// The thread was interrupted: to be tried again.
     Interrupted,
-    /// Somebody else works on this slot, or there is none for this index.
-    Claimed,
-    /// There is no room for all of it.
+    /// There is no slot for this index: a CPU that was unknown when the slots were made, or no CPU at all, in a thread without an area.
+    Nowhere,
+    /// A push found no room for all of it, a pop found nothing; or somebody else works on this slot.
     Full,
 }
 
@@ -31,7 +31,7 @@ pub(crate) enum Refused {
 mod status {
     pub(super) const DONE: u32 = 0;
     // 1 is for an interrupted one.
-    pub(super) const CLAIMED: u32 = 2;
+    pub(super) const NOWHERE: u32 = 2;
     pub(super) const FULL: u32 = 3;
 }
 
@@ -65,22 +65,32 @@ pub(crate) struct LogHeader {
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 #[derive(Clone, Copy)]
 pub(crate) struct Place {
-    /// The calling thread's area.
+    /// The calling thread's area, or one that says "no CPU".
     pub(crate) area: *const Area,
     /// Where in it the index stands.
     pub(crate) field: usize,
     /// The address of each slot.
     pub(crate) table: *const usize,
-    /// How many there are. An index beyond them is refused: a CPU that was unknown when the table was made, or no CPU at all, in a thread
-    /// whose area somebody has unregistered.
+    /// How many there are.
     pub(crate) count: u32,
 }
 
+/// What sections of a stack find instead of a slot that somebody else works on: it is full and empty, so nobody ever writes to it. The
+/// length is compared without a sign by those who push, and with one by those who pop.
+#[repr(C, align(64))]
+pub(crate) struct Elsewhere([u32; 16]);
+
+pub(crate) static FULL_AND_EMPTY: Elsewhere = {
+    let mut words = [0; 16];
+    words[std::mem::offset_of!(StackHeader, len_bytes) / size_of::<u32>()] = 1 << 31;
+    Elsewhere(words)
+};
+
 /// What is before the first instruction, and where interrupted ones go. `3` is the descriptor, `4` to `5` the section, `6` behind it all. How a
-/// refusal is told is up to the section: by what it does when it was interrupted, claimed or full.
+/// refusal is told is up to the section: by what it does when it was interrupted, has no slot, or finds it full.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 macro_rules! section_telling {
-    ($place:ident, [$($before:literal),*], [$interrupted:literal, $claimed:literal, $full:literal], [$($body:literal),* $(,)?], $($operands:tt)*) => {
+    ($place:ident, [$($before:literal),*], [$interrupted:literal, $nowhere:literal, $full:literal], [$($body:literal),* $(,)?], $($operands:tt)*) => {
         std::arch::asm!(
             ".pushsection rseq_descriptors, \"aw\", @progbits",
             ".balign 32",
@@ -106,7 +116,7 @@ macro_rules! section_telling {
             $interrupted,
             "jmp 6f",
             "8:",
-            $claimed,
+            $nowhere,
             "jmp 6f",
             "9:",
             $full,
@@ -158,7 +168,7 @@ macro_rules! section_or_refused {
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn refused(status: u32) -> Refused {
     match status {
-        status::CLAIMED => Refused::Claimed,
+        status::NOWHERE => Refused::Nowhere,
         status::FULL => Refused::Full,
         _ => Refused::Interrupted,
     }
@@ -185,7 +195,8 @@ pub(crate) unsafe fn add(place: Place, offset: usize, value: u64) -> bool {
     true
 }
 
-/// Moves up to `want_bytes` (a multiple of 4) from the top of a stack to `to`, the lowest first, and says how many.
+/// Moves up to `want_bytes` (a multiple of 4) from the top of a stack to `to`, the lowest first, and says how many; one that is empty is refused
+/// as [`Refused::Full`].
 ///
 /// # Safety
 /// `place` is the calling thread's, its slots have as many bytes of items behind a header as its length ever says; `to` has room for
@@ -200,9 +211,9 @@ pub(crate) unsafe fn pop(place: Place, to: *mut u8, want_bytes: u32) -> Result<u
         section!(
             place,
             [
-                "cmp dword ptr [{slot}], 0",
-                "jne 8f",
                 "mov {left:e}, dword ptr [{slot} + 4]",
+                "test {left:e}, {left:e}",
+                "jle 9f",
                 "cmp {taken:e}, {left:e}",
                 "cmova {taken:e}, {left:e}",
                 "sub {left:e}, {taken:e}",
@@ -256,8 +267,6 @@ pub(crate) unsafe fn push(
         section!(
             place,
             [
-                "cmp dword ptr [{slot}], 0",
-                "jne 8f",
                 "mov {end:e}, dword ptr [{slot} + 4]",
                 "lea {to}, [{slot} + {end} + 64]",
                 "add {end:e}, {rest:e}",
@@ -311,11 +320,9 @@ pub(crate) unsafe fn pop_one<T: Copy>(place: Place) -> Option<T> {
                 [],
                 ["mov {item}, -1", "mov {item}, -1", "mov {item}, -1"],
                 [
-                    "cmp dword ptr [{slot}], 0",
-                    "jne 8f",
                     "mov {left:e}, dword ptr [{slot} + 4]",
                     "sub {left:e}, 4",
-                    "jb 9f",
+                    "jl 9f",
                     "mov {item:e}, dword ptr [{slot} + {left} + 64]",
                     "mov dword ptr [{slot} + 4], {left:e}",
                 ],
@@ -330,11 +337,9 @@ pub(crate) unsafe fn pop_one<T: Copy>(place: Place) -> Option<T> {
             section!(
                 place,
                 [
-                    "cmp dword ptr [{slot}], 0",
-                    "jne 8f",
                     "mov {left:e}, dword ptr [{slot} + 4]",
                     "sub {left:e}, 8",
-                    "jb 9f",
+                    "jl 9f",
                     "mov {item}, qword ptr [{slot} + {left} + 64]",
                     "mov dword ptr [{slot} + 4], {left:e}",
                 ],
@@ -364,8 +369,6 @@ pub(crate) unsafe fn push_one<T: Copy>(place: Place, capacity_bytes: u32, item: 
             section_or_refused!(
                 place,
                 [
-                    "cmp dword ptr [{slot}], 0",
-                    "jne 8f",
                     "mov {end:e}, dword ptr [{slot} + 4]",
                     "cmp {end:e}, {capacity:e}",
                     "jae 9f",
@@ -382,8 +385,6 @@ pub(crate) unsafe fn push_one<T: Copy>(place: Place, capacity_bytes: u32, item: 
             section_or_refused!(
                 place,
                 [
-                    "cmp dword ptr [{slot}], 0",
-                    "jne 8f",
                     "mov {end:e}, dword ptr [{slot} + 4]",
                     "cmp {end:e}, {capacity:e}",
                     "jae 9f",
@@ -450,7 +451,7 @@ mod none {
     }
 
     pub(crate) unsafe fn pop(_: Place, _: *mut u8, _: u32) -> Result<u32, Refused> {
-        Err(Refused::Claimed)
+        Err(Refused::Nowhere)
     }
 
     pub(crate) unsafe fn pop_one<T: Copy>(_: Place) -> Option<T> {
@@ -458,7 +459,7 @@ mod none {
     }
 
     pub(crate) unsafe fn push(_: Place, _: u32, _: *const u8, _: u32) -> Result<(), Refused> {
-        Err(Refused::Claimed)
+        Err(Refused::Nowhere)
     }
 
     pub(crate) unsafe fn push_one<T: Copy>(_: Place, _: u32, _: T) -> bool {
@@ -466,7 +467,7 @@ mod none {
     }
 
     pub(crate) unsafe fn reserve(_: Place, _: u64, _: u64) -> Result<(*mut u8, u64), Refused> {
-        Err(Refused::Claimed)
+        Err(Refused::Nowhere)
     }
 }
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]

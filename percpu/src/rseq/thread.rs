@@ -1,6 +1,7 @@
 //! What a thread knows of itself: where its rseq area is, and which number to go by where it has none.
 //!
-//! One thread-local pointer is all that the hot paths look at: null in a thread that is not registered, has given up, or is ending.
+//! One thread-local pointer is all that the hot paths look at. In a thread that is not registered, has given up, or is ending it leads to an area that
+//! the kernel does not know: it says "no CPU", which critical sections refuse as they refuse a number beyond their slots.
 #![allow(unsafe_code)]
 
 use super::abi::{AREA_BYTES, Area, CPU_ID_OFFSET, MM_CID_OFFSET};
@@ -13,8 +14,10 @@ use std::{io, ptr};
 enum State {
     /// Has not asked for its area yet.
     New,
-    /// Has asked: it has one, or there is none.
-    Asked,
+    /// Has one.
+    Found,
+    /// Has asked, and there is none; or it is ending.
+    Without,
     /// Does without from now on.
     GivenUp,
 }
@@ -22,8 +25,13 @@ enum State {
 /// No kernel has more.
 const MAX_CPU: u32 = 1 << 20;
 
+/// The area of threads that have not asked for theirs yet, or are ending.
+static NOBODYS: Area = Area::new();
+
 thread_local! {
-    static AREA: Cell<*const Area> = const { Cell::new(ptr::null()) };
+    static AREA: Cell<*const Area> = const { Cell::new(&raw const NOBODYS) };
+    /// For a thread that does without for long: what sections write to it is then nobody else's cache line.
+    static ASIDE: Area = const { Area::new() };
     static STATE: Cell<State> = const { Cell::new(State::New) };
     static NUMBER: Cell<u32> = const { Cell::new(u32::MAX) };
     static OWN: Own = const { Own { area: Area::new(), registered: Cell::new(false) } };
@@ -49,8 +57,8 @@ impl Own {
 impl Drop for Own {
     fn drop(&mut self) {
         // Destructors that run after this one find no area, and take the shared path.
-        AREA.set(ptr::null());
-        STATE.set(State::Asked);
+        AREA.set(&raw const NOBODYS);
+        STATE.set(State::Without);
         if self.registered.get() {
             sys::unregister(&self.area);
         }
@@ -75,7 +83,7 @@ pub(crate) enum IndexField {
     ConcurrencyId = MM_CID_OFFSET as usize,
 }
 
-/// The calling thread's area; null where it has none, or has not asked yet.
+/// The calling thread's area; one without a CPU where it has none, or has not asked yet.
 #[inline(always)]
 pub(crate) fn area() -> *const Area {
     AREA.get()
@@ -84,14 +92,20 @@ pub(crate) fn area() -> *const Area {
 /// The calling thread's index as it was a moment ago; `None` where it has no area.
 #[inline(always)]
 pub(crate) fn index(field: IndexField) -> Option<u32> {
-    let area = AREA.get();
-    if area.is_null() && !find() {
-        return None;
+    let index = read(field);
+    if index <= MAX_CPU {
+        return Some(index);
     }
+    find().then(|| read(field)).filter(|index| *index <= MAX_CPU)
+}
+
+#[inline(always)]
+fn read(field: IndexField) -> u32 {
     const { assert!(MM_CID_OFFSET < AREA_BYTES && CPU_ID_OFFSET < AREA_BYTES) };
-    // SAFETY: not null, it was registered for this thread: the C library's lives as long as the thread, our own is replaced by
-    // null before it goes. `field` is the offset of one of its numbers, which the kernel writes, and which is read as an atomic.
-    Some(unsafe { &*AREA.get().byte_add(field as usize).cast::<AtomicU32>() }.load(Ordering::Relaxed))
+    // SAFETY: either it was registered for this thread (the C library's lives as long as the thread, our own is replaced before it goes) or it is one
+    // that nobody registers and that lives as long. `field` is the offset of one of its numbers, which the kernel writes, and which
+    // is read as an atomic.
+    unsafe { &*AREA.get().byte_add(field as usize).cast::<AtomicU32>() }.load(Ordering::Relaxed)
 }
 
 /// Finds the calling thread's area now and not at its first use of per-CPU data; true where it has one.
@@ -101,15 +115,17 @@ pub(crate) fn index(field: IndexField) -> Option<u32> {
 /// reads the environment.
 pub fn attach() -> bool {
     find();
-    !AREA.get().is_null()
+    has_area()
+}
+
+fn has_area() -> bool {
+    STATE.get() == State::Found
 }
 
 /// The CPU that the calling thread runs on, as its area says; `None` in a thread that has not found one ([`attach`]). For signal handlers:
 /// it looks at two words.
 pub fn cpu_here() -> Option<u32> {
-    let area = AREA.get();
-    // SAFETY: not null, so registered for this thread: see `index`.
-    (!area.is_null()).then(|| unsafe { &(*area).cpu_id }.load(Ordering::Relaxed))
+    Some(read(IndexField::Cpu)).filter(|cpu| *cpu <= MAX_CPU)
 }
 
 /// Asks for the thread's area if it has not done so yet; true where that found one.
@@ -118,23 +134,29 @@ pub(crate) fn find() -> bool {
     if STATE.get() != State::New {
         return false;
     }
-    STATE.set(State::Asked);
-    let Some(area) = registration::find_area() else { return false };
-    // SAFETY: the registered area of this thread, which lives as long as the thread does.
-    let cpu = unsafe { &(*area).cpu_id }.load(Ordering::Relaxed);
-    // Where registering failed the C library leaves a number there that is no CPU's.
-    if cpu > MAX_CPU {
-        return false;
+    STATE.set(State::Without);
+    let area = registration::find_area().filter(|area| {
+        // SAFETY: the registered area of this thread, which lives as long as the thread does.
+        let cpu = unsafe { &(**area).cpu_id }.load(Ordering::Relaxed);
+        // Where registering failed the C library leaves a number there that is no CPU's.
+        cpu <= MAX_CPU
+    });
+    if area.is_some() {
+        STATE.set(State::Found);
     }
-    AREA.set(area);
-    true
+    AREA.set(area.unwrap_or_else(aside));
+    area.is_some()
+}
+
+fn aside() -> *const Area {
+    ASIDE.with(ptr::from_ref)
 }
 
 /// From now on the calling thread does without per-CPU data: every structure takes its shared path for it.
 ///
 /// For a thread that was pinned and learns that somebody moves it about ([`Policy::GiveUp`](crate::pin::Policy)).
 pub fn give_up() {
-    AREA.set(ptr::null());
+    AREA.set(aside());
     STATE.set(State::GivenUp);
 }
 
@@ -161,7 +183,5 @@ pub(crate) fn number() -> u32 {
 
 /// The address of the calling thread's `struct rseq`; `None` where it has none.
 pub fn area_address() -> Option<usize> {
-    find();
-    let area = AREA.get();
-    (!area.is_null()).then_some(area as usize)
+    attach().then(|| AREA.get() as usize)
 }

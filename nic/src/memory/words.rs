@@ -1,0 +1,276 @@
+//! Packets as the four words they lie in memory as, many in a row: what allocating and freeing in bulk comes down to.
+//!
+//! On x86-64 by vectors of 16 bytes, a packet each: SSE2, which all of them have. The same in plain words is for the rest of a row, and for other
+//! architectures.
+#![allow(unsafe_code)]
+
+use super::frame;
+use super::packet::Packet;
+use std::mem::{self, MaybeUninit};
+
+/// A packet's fields in memory order: handle; offset and length; next; port and flags.
+type Words = [u32; 4];
+
+const _: () = assert!(
+    mem::size_of::<Packet>() == mem::size_of::<Words>()
+        && mem::align_of::<Packet>() == mem::align_of::<Words>()
+);
+
+/// How fresh packets are alike.
+#[derive(Clone, Copy)]
+pub(crate) struct Fresh {
+    /// The least offset of their data, in bytes.
+    pub(crate) headroom: u16,
+    /// By how many cache lines less one it may be more.
+    pub(crate) colours: u16,
+    /// Bytes of data.
+    pub(crate) length: u16,
+    /// The port they came in by.
+    pub(crate) port: u16,
+}
+
+/// A frame's colour is the upper half of a product of two halves of a word: no division.
+const HASH: u16 = 0x9E37;
+const COLOUR_SHIFT: u32 = super::pool::CACHE_LINE.trailing_zeros();
+
+impl Fresh {
+    /// Where the data of a fresh packet in this frame starts.
+    #[inline(always)]
+    fn offset(self, handle: u32) -> u16 {
+        let hash = (handle as u16).wrapping_mul(HASH);
+        let colour = (u32::from(hash) * u32::from(self.colours)) >> 16;
+        self.headroom + (colour << COLOUR_SHIFT) as u16
+    }
+
+    #[inline(always)]
+    fn words(self, handle: u32) -> Words {
+        [handle, pair(self.offset(handle), self.length), frame::NONE, pair(self.port, 0)]
+    }
+}
+
+/// Two fields of 16 bits that follow each other.
+#[inline(always)]
+const fn pair(first: u16, second: u16) -> u32 {
+    if cfg!(target_endian = "little") {
+        first as u32 | (second as u32) << 16
+    } else {
+        second as u32 | (first as u32) << 16
+    }
+}
+
+/// Makes a packet of each handle, in as many places.
+///
+/// # Safety
+/// The caller owns the handles and gives them up, and `fresh` is a packet that fits their frames.
+#[inline(always)]
+pub(crate) unsafe fn write_packets(handles: &[u32], places: &mut [MaybeUninit<Packet>], fresh: Fresh) {
+    let places = &mut places[..handles.len()];
+    let (fours, rest) = handles.as_chunks::<4>();
+    let (place_fours, place_rest) = places.as_chunks_mut::<4>();
+    for (four, place) in fours.iter().zip(place_fours) {
+        // SAFETY: the caller's promise; four packets are four times four words.
+        unsafe { write_four(four, place.as_mut_ptr().cast(), fresh) };
+    }
+    for (handle, place) in rest.iter().zip(place_rest) {
+        // SAFETY: as above. A packet of these words is the only one of its handle.
+        unsafe { place.as_mut_ptr().cast::<Words>().write(fresh.words(*handle)) };
+    }
+}
+
+/// What freeing in bulk must know of packets.
+pub(crate) struct Survey {
+    /// The bits in which any handle differs from the first.
+    pub(crate) differs: u32,
+    /// Whether any is chained.
+    pub(crate) chained: bool,
+    /// Bytes of data in their first segments.
+    pub(crate) bytes: u32,
+}
+
+/// Copies the handle of each packet to as many places, in one pass without a branch for each.
+#[inline(always)]
+pub(crate) fn read_handles(packets: &[Packet], places: &mut [MaybeUninit<u32>]) -> Survey {
+    let places = &mut places[..packets.len()];
+    let first = packets.first().map_or(0, Packet::handle);
+    let (fours, rest) = packets.as_chunks::<4>();
+    let (place_fours, place_rest) = places.as_chunks_mut::<4>();
+    // SAFETY: every x86-64 has SSE2; elsewhere it asks for nothing.
+    let (mut differs, mut nexts, mut bytes) = unsafe { read_fours(fours, place_fours, first) };
+    for (packet, place) in rest.iter().zip(place_rest) {
+        place.write(packet.handle());
+        differs |= packet.handle() ^ first;
+        nexts &= packet.next_handle();
+        bytes += packet.len() as u32;
+    }
+    Survey { differs, chained: nexts != frame::NONE, bytes }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+use plain::{read_fours, write_four};
+#[cfg(target_arch = "x86_64")]
+use vectors::{read_fours, write_four};
+
+#[cfg(target_arch = "x86_64")]
+mod vectors {
+    use super::{COLOUR_SHIFT, Fresh, HASH, MaybeUninit, Packet, Words, frame, pair};
+    use std::arch::x86_64::{
+        __m128i, _mm_add_epi16, _mm_add_epi32, _mm_and_si128, _mm_loadu_si128, _mm_mulhi_epu16,
+        _mm_mullo_epi16, _mm_or_si128, _mm_set_epi32, _mm_set1_epi32, _mm_setzero_si128, _mm_slli_epi32,
+        _mm_srli_epi32, _mm_storeu_si128, _mm_unpackhi_epi32, _mm_unpackhi_epi64, _mm_unpacklo_epi32,
+        _mm_unpacklo_epi64, _mm_xor_si128,
+    };
+
+    #[inline]
+    #[target_feature(enable = "sse2")]
+    fn each(word: u32) -> __m128i {
+        _mm_set1_epi32(word.cast_signed())
+    }
+
+    fn lanes(vector: __m128i) -> [u32; 4] {
+        // SAFETY: both are 16 bytes of plain numbers.
+        unsafe { std::mem::transmute(vector) }
+    }
+
+    /// # Safety
+    /// `to` has room for four packets' words; the CPU has SSE2.
+    #[inline]
+    #[target_feature(enable = "sse2")]
+    pub(super) unsafe fn write_four(handles: &[u32; 4], to: *mut Words, fresh: Fresh) {
+        // SAFETY: 16 bytes, of no alignment.
+        let handles = unsafe { _mm_loadu_si128(handles.as_ptr().cast()) };
+        // Of each word the lower half; the upper half of these factors is 0.
+        let hash = _mm_mullo_epi16(handles, each(HASH.into()));
+        let colour = _mm_mulhi_epu16(hash, each(fresh.colours.into()));
+        let offset = _mm_slli_epi32::<{ COLOUR_SHIFT as i32 }>(colour);
+        let place = _mm_add_epi16(offset, each(pair(fresh.headroom, fresh.length)));
+        let (none, port) = (frame::NONE.cast_signed(), pair(fresh.port, 0).cast_signed());
+        let rest = _mm_set_epi32(port, none, port, none);
+        let (low, high) = (_mm_unpacklo_epi32(handles, place), _mm_unpackhi_epi32(handles, place));
+        let packets = [
+            _mm_unpacklo_epi64(low, rest),
+            _mm_unpackhi_epi64(low, rest),
+            _mm_unpacklo_epi64(high, rest),
+            _mm_unpackhi_epi64(high, rest),
+        ];
+        for (index, packet) in packets.into_iter().enumerate() {
+            // SAFETY: the caller's promise. One store for each packet: what reads it whole need not wait for pieces to be put together.
+            unsafe { _mm_storeu_si128(to.add(index).cast(), packet) };
+        }
+    }
+
+    /// Copies handles, and says in which bits they differ from the first, which bits all `next` have, and how many bytes there are.
+    #[inline]
+    #[target_feature(enable = "sse2")]
+    pub(super) fn read_fours(
+        fours: &[[Packet; 4]],
+        places: &mut [[MaybeUninit<u32>; 4]],
+        first: u32,
+    ) -> (u32, u32, u32) {
+        let (first, mut common) = (each(first), each(u32::MAX));
+        let (mut differs, mut bytes) = (_mm_setzero_si128(), _mm_setzero_si128());
+        for (packets, place) in fours.iter().zip(places) {
+            // SAFETY: four packets of 16 bytes, of no alignment.
+            let [a, b, c, d] =
+                [0, 1, 2, 3].map(|index| unsafe { _mm_loadu_si128((&raw const packets[index]).cast()) });
+            let (two, others) = (_mm_unpacklo_epi32(a, b), _mm_unpacklo_epi32(c, d));
+            let handles = _mm_unpacklo_epi64(two, others);
+            // SAFETY: four places of four bytes.
+            unsafe { _mm_storeu_si128(place.as_mut_ptr().cast(), handles) };
+            differs = _mm_or_si128(differs, _mm_xor_si128(handles, first));
+            let four = _mm_and_si128(_mm_and_si128(a, b), _mm_and_si128(c, d));
+            common = _mm_and_si128(common, four);
+            // Above each offset its length: this architecture's order.
+            let lengths = _mm_srli_epi32::<16>(_mm_unpackhi_epi64(two, others));
+            bytes = _mm_add_epi32(bytes, lengths);
+        }
+        let differs = lanes(differs).into_iter().fold(0, |all, lane| all | lane);
+        // Of all packets' words, whole, the third.
+        (differs, lanes(common)[2], lanes(bytes).into_iter().sum())
+    }
+}
+
+#[cfg(any(not(target_arch = "x86_64"), test))]
+#[cfg_attr(target_arch = "x86_64", allow(dead_code))]
+mod plain {
+    use super::{Fresh, MaybeUninit, Packet, Words, frame};
+
+    /// # Safety
+    /// `to` has room for four packets' words.
+    #[inline(always)]
+    pub(super) unsafe fn write_four(handles: &[u32; 4], to: *mut Words, fresh: Fresh) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[Words; 4]>().write(handles.map(|handle| fresh.words(handle))) };
+    }
+
+    #[inline(always)]
+    pub(super) unsafe fn read_fours(
+        fours: &[[Packet; 4]],
+        places: &mut [[MaybeUninit<u32>; 4]],
+        first: u32,
+    ) -> (u32, u32, u32) {
+        let (mut differs, mut nexts, mut bytes) = (0, frame::NONE, 0);
+        for (packet, place) in fours.as_flattened().iter().zip(places.as_flattened_mut()) {
+            place.write(packet.handle());
+            differs |= packet.handle() ^ first;
+            nexts &= packet.next_handle();
+            bytes += packet.len() as u32;
+        }
+        (differs, nexts, bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::port::PortId;
+    use crate::{Batch, Pool, PoolConfig};
+    use proptest::prelude::*;
+
+    /// What plain words make of handles, as packets' words.
+    fn plainly(handles: &[u32; 4], fresh: Fresh) -> [Words; 4] {
+        let mut words = [[0; 4]; 4];
+        // SAFETY: room for four.
+        unsafe { plain::write_four(handles, words.as_mut_ptr(), fresh) };
+        words
+    }
+
+    proptest! {
+        #[test]
+        fn property_vectors_write_what_plain_words_do(
+            handles in any::<[u32; 4]>(), headroom in 128_u16..2048, colours in 1_u16..=8, length in any::<u16>(), port in any::<u16>()
+        ) {
+            let fresh = Fresh { headroom, colours, length, port };
+            let mut words = [[0; 4]; 4];
+            // SAFETY: room for four.
+            unsafe { write_four(&handles, words.as_mut_ptr(), fresh) };
+            prop_assert_eq!(words, plainly(&handles, fresh));
+            for [handle, place, next, rest] in words {
+                prop_assert!(handles.contains(&handle) && next == frame::NONE && rest == pair(port, 0));
+                let offset = if cfg!(target_endian = "little") { place as u16 } else { (place >> 16) as u16 };
+                prop_assert!(offset >= headroom && offset <= headroom + (colours - 1) * 64 && (offset - headroom) % 64 == 0);
+            }
+        }
+
+        #[test]
+        fn property_a_row_is_surveyed_packet_by_packet(count in 0_usize..=64, chained in proptest::option::of(0_usize..64), length in 0_usize..1500) {
+            let pool = Pool::new(&PoolConfig { frames: 128, ..PoolConfig::default() }).unwrap();
+            let mut batch = Batch::new();
+            prop_assert_eq!(pool.allocate_batch(&mut batch, count, length, PortId(7)), count);
+            prop_assert!(batch.iter().all(|packet| packet.len() == length && packet.port() == PortId(7)));
+            let chained = chained.filter(|index| *index < count);
+            if let Some(index) = chained {
+                batch.as_mut_slice()[index].chain(pool.allocate(1).unwrap());
+            }
+            let mut places = [MaybeUninit::<u32>::uninit(); 64];
+            let survey = read_handles(batch.as_slice(), &mut places);
+            // SAFETY: that many were written.
+            let read: Vec<u32> = places[..count].iter().map(|place| unsafe { place.assume_init() }).collect();
+            let handles: Vec<u32> = batch.iter().map(Packet::handle).collect();
+            let differs = handles.iter().fold(0, |bits, handle| bits | handle ^ handles[0]);
+            prop_assert_eq!((read, survey.differs, survey.chained), (handles, differs, chained.is_some()));
+            prop_assert_eq!(survey.bytes as usize, batch.len() * length);
+            drop(batch);
+            prop_assert_eq!(pool.audit().held, 0);
+        }
+    }
+}
