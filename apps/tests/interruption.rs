@@ -100,9 +100,14 @@ impl Scene {
         let (report, violations) = (path("report.json"), path("violations.jsonl"));
         let (worker_text, elsewhere_text) = (worker.to_string(), elsewhere.to_string());
         let wire = Wire::new(1500);
-        let options = ["--workers", &worker_text, "--control", &elsewhere_text, "--isolation", "soft"];
+        // The worker rings its doorbells itself: the generator has the other CPU.
+        let options = [
+            &["--workers", &worker_text, "--control", &elsewhere_text][..],
+            &["--kick", "worker", "--isolation", "soft"],
+        ]
+        .concat();
         let files = ["--report", &report, "--violations", &violations];
-        let forwarder = wire.forward_first(&[&PORTS[..], &options, &files, signals].concat());
+        let forwarder = wire.forward_first(&[&PORTS[..], &options[..], &files, signals].concat());
         // From here on every packet is the generator's.
         wire.silence();
         let sink = wire.right.spawn(|| Sink::attach("eth0").unwrap()).join().unwrap();

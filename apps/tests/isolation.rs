@@ -1,20 +1,17 @@
 //! Isolated workers as a user runs them, on a machine that may keep its tick: what soft isolation finds is what the kernel itself counts, and
 //! what it cannot find it says.
-#![allow(unsafe_code, clippy::unwrap_used)]
+#![allow(clippy::unwrap_used)]
 
 mod common;
 
+use common::thread::{count, count_event, is_shielded, worker_thread};
 use common::{l2fwd, read_report, rounds, wait_within};
 use isolation::timer_interrupts;
-use isolation::tracefs::Tracefs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 use percpu::Topology;
-use perf_event_open_sys::bindings::{PERF_TYPE_TRACEPOINT, perf_event_attr};
 use serde_json::Value;
 use std::fs::File;
-use std::io::Read;
-use std::os::fd::FromRawFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,13 +68,7 @@ impl Running {
     /// The thread of worker 0.
     #[track_caller]
     fn worker(&self) -> i32 {
-        let tasks = format!("/proc/{}/task", self.child.id());
-        self.wait_for("worker-0", || {
-            let task = std::fs::read_dir(&tasks).ok()?.map_while(Result::ok).find(|task| {
-                std::fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == "worker-0")
-            })?;
-            task.file_name().to_str()?.parse().ok()
-        })
+        self.wait_for("worker-0", || worker_thread(self.child.id()))
     }
 
     /// Ends it, and waits for its end.
@@ -262,35 +253,6 @@ fn without_privilege_soft_isolation_says_what_it_lacks_and_finds_preemption() {
         assert!(known.contains(&text(one, "cause")), "{one:#}");
     }
     assert_eq!(report["violations"]["task:unknown"], unknown.len());
-}
-
-/// Counts a trace event of one thread. The kernel takes it away with the descriptor.
-fn count_event(name: &str, tid: i32) -> File {
-    let id = Tracefs::open().unwrap().event_id(name).unwrap().expect("every kernel has it");
-    let mut attr = perf_event_attr {
-        type_: PERF_TYPE_TRACEPOINT,
-        size: size_of::<perf_event_attr>() as u32,
-        config: id,
-        ..Default::default()
-    };
-    // SAFETY: the attributes are a live structure of the size it says.
-    let fd = unsafe { perf_event_open_sys::perf_event_open(&mut attr, tid, -1, -1, 0) };
-    assert!(fd >= 0, "{}", std::io::Error::last_os_error());
-    // SAFETY: new from the kernel, and nobody else's.
-    unsafe { File::from_raw_fd(fd) }
-}
-
-fn count(event: &mut File) -> u64 {
-    let mut bytes = [0; 8];
-    event.read_exact(&mut bytes).unwrap();
-    u64::from_ne_bytes(bytes)
-}
-
-/// Whether a thread blocks SIGINT, as isolated ones do.
-fn is_shielded(tid: i32) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
-    u64::from_str_radix(mask.trim(), 16).unwrap() & 1 << (Signal::SIGINT as u32 - 1) != 0
 }
 
 #[test]

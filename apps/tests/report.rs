@@ -13,7 +13,7 @@ use std::time::Duration;
 /// Each object of the report, by its place in it (`/0` is a list's first), with its keys. A new key is a word more in one line here,
 /// and in docs/counters.md.
 const KEYS: &[(&str, &[&str])] = &[
-    ("", &["duration_s", "tsc_hz", "ports", "workers", "pool", "isolation", "violations"]),
+    ("", &["duration_s", "tsc_hz", "ports", "workers", "pool", "kick", "isolation", "violations"]),
     (
         "/ports/0",
         &[

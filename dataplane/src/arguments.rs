@@ -2,12 +2,32 @@
 #![forbid(unsafe_code)]
 
 use crate::isolation_args::IsolationArgs;
-use clap::{Args, builder::ArgPredicate};
+use clap::{Args, ValueEnum, builder::ArgPredicate};
+use isolation::Signals;
 use nic::PortSpec;
 use nic::memory::PageChoice;
 use percpu::CpuList;
 use std::path::PathBuf;
 use std::time::Duration;
+
+/// Who makes the system calls that keep a worker's queues going.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kick {
+    /// A thread on the control core's CPU: the worker makes no system call
+    Control,
+    /// The worker: fastest where there are few CPUs
+    Worker,
+}
+
+impl Kick {
+    /// Its name in reports.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Control => "control",
+            Self::Worker => "worker",
+        }
+    }
+}
 
 /// Options of the dataplane, to be flattened into an application's own.
 #[derive(Args, Clone, Debug)]
@@ -31,6 +51,10 @@ pub struct DataplaneArgs {
     /// Receive queues one worker polls [default: spread evenly over the workers]
     #[arg(long, value_name = "N", help_heading = "CPUs")]
     pub queues_per_worker: Option<usize>,
+
+    /// Who wakes the kernel for the workers' queues [default: control where system calls are signalled, else worker]
+    #[arg(long, value_enum, value_name = "WHO", help_heading = "CPUs")]
+    pub kick: Option<Kick>,
 
     /// Frames of packet memory [default: what the ports' rings need and some more]
     #[arg(long, value_name = "N", help_heading = "Packet memory")]
@@ -75,6 +99,14 @@ impl DataplaneArgs {
         if self.ports.is_empty() {
             self.ports = specs.iter().map(|spec| (*spec).to_owned()).collect();
         }
+    }
+
+    /// Who wakes the kernel, asked for or not.
+    pub(crate) fn kick(&self) -> Kick {
+        self.kick.unwrap_or(match self.isolation.config() {
+            Some(config) if config.signals.contains(Signals::SYSCALLS) => Kick::Control,
+            _ => Kick::Worker,
+        })
     }
 
     pub(crate) fn port_specs(&self) -> Result<Vec<PortSpec>, nic::PortError> {

@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 use crate::application::{Application, PortInfo, WorkerContext};
+use crate::arguments::Kick;
 use crate::assignment::WorkerQueues;
+use crate::bell::Bells;
 use crate::control;
 use crate::crew::Crew;
 use crate::error::Error;
@@ -14,7 +16,7 @@ use crate::report::{PoolReport, PortReport, Report, WorkerReport};
 use crate::signals::Signals;
 use crate::table::Table;
 use crate::violations::{Place, Watcher};
-use crate::worker::{Parts, RunState, Worker};
+use crate::worker::{Input, Parts, RunState, Worker};
 use nic::port::{OpenContext, PortGone, RxQueue, TxQueue};
 use nic::{Pool, PortId};
 use std::sync::Arc;
@@ -107,8 +109,11 @@ impl Dataplane {
         let mut watcher = Watcher::new(&self.plan.args.isolation)?;
         let places = self.places();
         percpu::tsc::frequency_hz();
-        let workers: Vec<Worker<A>> =
-            (0..self.dealt.len()).map(|index| self.make_worker(index, &state, &mut make)).collect();
+        let kick = self.plan.args.kick();
+        let mut bells = Bells::new(kick == Kick::Control);
+        let workers: Vec<Worker<A>> = (0..self.dealt.len())
+            .map(|index| self.make_worker(index, &state, &mut bells, &mut make))
+            .collect();
         let mut table = Table::new(&self.plan.args);
         let mut started = Instant::now();
         let mut result = Crew::start(workers, &self.plan.placement.workers, config, &state, &self.signals)
@@ -121,6 +126,8 @@ impl Dataplane {
                     watched.extend(ready.watched);
                     ready.lacks.into_iter().for_each(|lack| watcher.lacks(index, lack));
                 }
+                // It ends when the workers have, whatever they asked for last.
+                let _kicker = bells.start(self.plan.placement.control, &state)?;
                 // Only now: threads inherit the affinity mask of the one that makes them. A control CPU nobody asked for is
                 // a wish.
                 let pinned = percpu::pin_on_cpu(self.plan.placement.control);
@@ -167,6 +174,7 @@ impl Dataplane {
             ports,
             workers,
             pool: PoolReport::new(self.pool.audit()),
+            kick: kick.name(),
             isolation: watcher.report(),
             violations: watcher.counts().clone(),
         };
@@ -208,6 +216,7 @@ impl Dataplane {
         &mut self,
         index: usize,
         state: &Arc<RunState>,
+        bells: &mut Bells,
         make: &mut impl FnMut(&WorkerContext) -> A,
     ) -> Worker<A> {
         let context = WorkerContext {
@@ -218,20 +227,24 @@ impl Dataplane {
             pool: self.pool.clone(),
         };
         let queues = std::mem::take(&mut self.dealt[index]);
-        let mut rx = Vec::new();
+        let mut inputs = Vec::new();
         for (port, queue) in queues.rx {
-            rx.extend(self.rx[usize::from(port.0)][queue].take().map(|queue| (port, queue)));
+            inputs.extend(self.rx[usize::from(port.0)][queue].take().map(|queue| {
+                let bell = queue.doorbell().map(|doorbell| bells.make(port, doorbell, queue.counters()));
+                Input { queue, port, bell }
+            }));
         }
-        let sources = rx.iter().map(|(_, queue)| Arc::clone(queue.counters())).collect();
+        let sources = inputs.iter().map(|input| Arc::clone(input.queue.counters())).collect();
         let mut outputs = Outputs::new(self.infos.len(), sources);
         for (port, queue) in queues.tx {
             if let Some(queue) = self.tx[usize::from(port.0)][queue].take() {
-                outputs.add(port, queue);
+                let bell = queue.doorbell().map(|doorbell| bells.make(port, doorbell, queue.counters()));
+                outputs.add(port, queue, bell);
             }
         }
         let counters = Arc::clone(&self.registry.workers[index].counters);
         let gaps = Arc::clone(&self.registry.workers[index].gaps);
-        Worker::new(Parts { index, rx, outputs, counters, gaps }, make(&context), Arc::clone(state))
+        Worker::new(Parts { index, inputs, outputs, counters, gaps }, make(&context), Arc::clone(state))
     }
 }
 

@@ -7,6 +7,7 @@
 mod application;
 mod arguments;
 mod assignment;
+mod bell;
 mod control;
 mod crew;
 mod dataplane;
@@ -26,7 +27,7 @@ mod violations;
 mod worker;
 
 pub use application::{Application, PortInfo, WorkerContext};
-pub use arguments::DataplaneArgs;
+pub use arguments::{DataplaneArgs, Kick};
 pub use dataplane::{Dataplane, Outcome};
 pub use error::Error;
 pub use isolation_args::{IsolationArgs, IsolationMode, OnOff, OnViolation};

@@ -1,9 +1,10 @@
 //! Where an application sends packets: one transmit queue for each port its worker may reach.
 #![forbid(unsafe_code)]
 
+use crate::bell::Bell;
 use isolation::Window;
 use nic::counters::{DropReason, QueueCounters};
-use nic::port::{Doorbell, PortGone, TxQueue};
+use nic::port::{PortGone, TxQueue};
 use nic::{Batch, Packet, PortId};
 use std::sync::Arc;
 
@@ -19,12 +20,9 @@ pub struct Outputs {
 }
 
 struct Output {
-    /// Where the worker is isolated: its doorbells are meant.
-    window: Option<Window>,
-    port: PortId,
     queue: Box<dyn TxQueue>,
     counters: Arc<QueueCounters>,
-    doorbell: Option<Arc<dyn Doorbell>>,
+    bell: Option<Bell>,
     /// Packets sent one by one, until the batch is full or the loop turn ends.
     pending: Batch,
 }
@@ -42,15 +40,8 @@ impl Output {
 
     #[cold]
     fn ring(&mut self, gone: &mut Option<(PortId, PortGone)>) {
-        if let Some(doorbell) = &self.doorbell {
-            self.counters.doorbells.add(1);
-            let rung = match &self.window {
-                Some(window) => window.allow(|| doorbell.ring()),
-                None => doorbell.ring(),
-            };
-            if let Err(error) = rung {
-                gone.get_or_insert((self.port, error));
-            }
+        if let Some(error) = self.bell.as_ref().and_then(Bell::ring) {
+            gone.get_or_insert(error);
         }
     }
 
@@ -69,8 +60,9 @@ impl Outputs {
     }
 
     /// From now on doorbells are rung through this window.
-    pub(crate) fn set_window(&mut self, window: Option<Window>) {
-        self.queues.iter_mut().flatten().for_each(|output| output.window.clone_from(&window));
+    pub(crate) fn set_window(&mut self, window: Option<&Window>) {
+        let bells = self.queues.iter_mut().flatten().filter_map(|output| output.bell.as_mut());
+        bells.for_each(|bell| bell.set_window(window));
     }
 
     fn blame_source(&self, reason: DropReason, packets: usize) {
@@ -79,10 +71,9 @@ impl Outputs {
         }
     }
 
-    pub(crate) fn add(&mut self, to: PortId, queue: Box<dyn TxQueue>) {
-        let (counters, doorbell) = (Arc::clone(queue.counters()), queue.doorbell());
-        self.queues[usize::from(to.0)] =
-            Some(Output { window: None, port: to, queue, counters, doorbell, pending: Batch::new() });
+    pub(crate) fn add(&mut self, to: PortId, queue: Box<dyn TxQueue>, bell: Option<Bell>) {
+        let counters = Arc::clone(queue.counters());
+        self.queues[usize::from(to.0)] = Some(Output { queue, counters, bell, pending: Batch::new() });
     }
 
     /// Sends all packets of the batch, in order; what the port cannot take is dropped and counted at it.

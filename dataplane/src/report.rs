@@ -20,6 +20,8 @@ pub struct Report {
     pub workers: Vec<WorkerReport>,
     /// The packet memory, counted frame by frame when every port was closed.
     pub pool: PoolReport,
+    /// Who woke the kernel for the workers' queues: `control` or `worker`.
+    pub kick: &'static str,
     /// How the workers were kept from the kernel, and how well that went.
     pub isolation: IsolationReport,
     /// Violations of their isolation, by cause.

@@ -1,18 +1,19 @@
 //! The run-to-completion loop: poll, process, transmit, ring, and round again.
 //!
-//! It allocates nothing, locks nothing, and makes no system call but the doorbells it rings, in isolation too: those are meant, and go
-//! through a window.
+//! It allocates nothing, locks nothing, and makes no system call; with `--kick worker` but for the doorbells it rings, in isolation too:
+//! those are meant, and go through a window.
 #![forbid(unsafe_code)]
 
 use crate::application::Application;
+use crate::bell::Bell;
 use crate::isolation_args::OnViolation;
 use crate::loop_gap::Gaps;
 use crate::loop_gap::LoopGap;
 use crate::outputs::Outputs;
 use crossbeam_queue::ArrayQueue;
-use isolation::{Isolated, Turn, Window};
-use nic::port::{Doorbell, PortGone, RxQueue};
-use nic::{Batch, Counter, Pool, PortId, QueueCounters};
+use isolation::{Isolated, Turn};
+use nic::port::{PortGone, RxQueue};
+use nic::{Batch, Counter, Pool, PortId};
 use percpu::tsc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -100,17 +101,17 @@ const MANY_GAPS: u64 = 1000;
 /// How often a worker that has left looks whether the others have.
 const LEAVE_PERIOD: Duration = Duration::from_millis(1);
 
-struct Input {
-    queue: Box<dyn RxQueue>,
-    port: PortId,
-    counters: Arc<QueueCounters>,
-    doorbell: Option<Arc<dyn Doorbell>>,
+/// A receive queue of a worker.
+pub(crate) struct Input {
+    pub(crate) queue: Box<dyn RxQueue>,
+    pub(crate) port: PortId,
+    pub(crate) bell: Option<Bell>,
 }
 
 /// What the framework gives a worker.
 pub(crate) struct Parts {
     pub(crate) index: usize,
-    pub(crate) rx: Vec<(PortId, Box<dyn RxQueue>)>,
+    pub(crate) inputs: Vec<Input>,
     pub(crate) outputs: Outputs,
     pub(crate) counters: Arc<WorkerCounters>,
     pub(crate) gaps: Arc<Gaps>,
@@ -135,16 +136,7 @@ pub(crate) struct Worker<A> {
 
 impl<A: Application> Worker<A> {
     pub(crate) fn new(parts: Parts, application: A, state: Arc<RunState>) -> Self {
-        let Parts { index, rx, outputs, counters, gaps } = parts;
-        let inputs = rx
-            .into_iter()
-            .map(|(port, queue)| Input {
-                counters: Arc::clone(queue.counters()),
-                doorbell: queue.doorbell(),
-                queue,
-                port,
-            })
-            .collect();
+        let Parts { index, inputs, outputs, counters, gaps } = parts;
         let gap = LoopGap::new();
         Self {
             index,
@@ -165,7 +157,11 @@ impl<A: Application> Worker<A> {
     pub(crate) fn run(mut self, mut isolated: Option<Isolated>) -> (A, LoopGap) {
         let mut batch = Batch::new();
         let window = isolated.as_ref().and_then(Isolated::window);
-        self.outputs.set_window(window.clone());
+        self.outputs.set_window(window.as_ref());
+        self.inputs
+            .iter_mut()
+            .flat_map(|input| &mut input.bell)
+            .for_each(|bell| bell.set_window(window.as_ref()));
         let stay = isolated.as_ref().map(|_| Stay::begin(&self.state));
         if isolated.is_some() {
             self.long_gap = tsc::from_ns(LONG_GAP_NS);
@@ -202,7 +198,7 @@ impl<A: Application> Worker<A> {
                     }
                 }
                 if input.queue.needs_doorbell() {
-                    input.ring(&self.state, window.as_ref());
+                    input.ring(&self.state);
                 }
             }
             self.outputs.end_of_turn();
@@ -219,6 +215,7 @@ impl<A: Application> Worker<A> {
         self.account(tsc::now().wrapping_sub(last), moved);
         // What the end takes is no violation.
         self.outputs.set_window(None);
+        self.inputs.iter_mut().flat_map(|input| &mut input.bell).for_each(|bell| bell.set_window(None));
         drop((window, isolated));
         self.application.stop();
         if let Some(stay) = stay {
@@ -286,16 +283,10 @@ impl<A: Application> Worker<A> {
 
 impl Input {
     #[cold]
-    fn ring(&mut self, state: &RunState, window: Option<&Window>) {
-        if let Some(doorbell) = &self.doorbell {
-            self.counters.doorbells.add(1);
-            let rung = match window {
-                Some(window) => window.allow(|| doorbell.ring()),
-                None => doorbell.ring(),
-            };
-            if let Err(gone) = rung {
-                let _ = state.events.push((self.port, gone));
-            }
+    fn ring(&mut self, state: &RunState) {
+        if let Some(gone) = self.bell.as_ref().and_then(Bell::ring) {
+            // A full queue of events means that the control core has plenty to say already.
+            let _ = state.events.push(gone);
         }
     }
 }

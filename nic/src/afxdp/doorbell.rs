@@ -93,6 +93,10 @@ impl Socket {
 
 impl Doorbell for TxDoorbell {
     fn ring(&self) -> Result<(), PortGone> {
+        let sending = self.socket.sending();
+        if sending.is_over() {
+            return Ok(());
+        }
         for _ in 0..MAX_CALLS {
             let answer = answer(sys::wake_tx(self.socket.fd()));
             if answer != Answer::Refused || self.socket.zero_copy {

@@ -17,7 +17,7 @@ use crate::memory::Pool;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// How long to wait for a queue that the socket of a process may hold that has just ended. Less than [`release::LIMIT`]:
@@ -44,12 +44,30 @@ pub(super) struct Socket {
     pub(super) gone: AtomicBool,
     /// Packets that the kernel took from the transmit ring and the device then refused.
     pub(super) refused: AtomicU64,
+    /// Taken while the kernel is made to send: see [`Socket::sending`].
+    sending: Mutex<bool>,
     /// Frames that were with the kernel when a side went: after the descriptor is closed, in field order.
     parked: Mutex<Parked>,
     /// The frames' memory outlives the socket.
     _pool: Pool,
     /// The program outlives the sockets.
     pub(super) device: Arc<Device>,
+}
+
+/// The right to make the kernel send. One thread has it at a time, so that the one that closes the transmit side knows that no call is under
+/// way when it settles the accounts.
+pub(super) struct Sending<'a>(MutexGuard<'a, bool>);
+
+impl Sending<'_> {
+    /// True once the transmit side is closed.
+    pub(super) fn is_over(&self) -> bool {
+        *self.0
+    }
+
+    /// Closes it: nobody is to make the kernel send any more.
+    pub(super) fn end(mut self) {
+        *self.0 = true;
+    }
 }
 
 /// Frames that wait for the kernel to let go of them.
@@ -196,6 +214,7 @@ impl Socket {
             down: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             refused: AtomicU64::new(0),
+            sending: Mutex::new(false),
             parked: Mutex::new(Parked { rx: Vec::new(), tx: Vec::new(), prober, pool: pool.clone() }),
             _pool: pool.clone(),
             device: wanted.device.clone(),
@@ -250,6 +269,11 @@ impl Socket {
     /// Keeps a receive side's frames until the socket is closed.
     pub(super) fn park_rx(&self, ledger: Ledger<()>) {
         self.parked.lock().unwrap_or_else(PoisonError::into_inner).rx.push(ledger);
+    }
+
+    /// The right to make the kernel send; where another thread has it, waits for its call.
+    pub(super) fn sending(&self) -> Sending<'_> {
+        Sending(self.sending.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Keeps a transmit side's frames until the socket is closed.

@@ -311,6 +311,8 @@ impl Drop for AfxdpTx {
                 break;
             }
         }
+        // Somebody else's call may still be under way: it is waited for, and none comes after it.
+        self.socket.sending().end();
         // A NIC reads frames on its own time; in copy mode the doorbell has sent what it took.
         let deadline = Instant::now() + LAST_COMPLETIONS;
         loop {
