@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/worker_thread.rs"]
+mod worker_thread;
 
-use common::thread::{count, count_event, is_shielded, worker_thread};
 use common::{l2fwd, read_report, rounds, wait_within};
 use isolation::timer_interrupts;
 use nix::sys::signal::{Signal, kill};
@@ -16,6 +17,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
+use worker_thread::{count, count_event, is_shielded, worker_thread};
 
 const LIMIT: Duration = Duration::from_secs(20);
 const PORTS: [&str; 6] = ["--port", "mem:null", "--port", "mem:null", "--stats-period", "0"];

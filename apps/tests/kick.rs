@@ -2,13 +2,15 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/worker_thread.rs"]
+mod worker_thread;
 
 use bench::xdp::{Generator, Sink};
 use common::network::{Wire, can_make_namespaces};
-use common::thread::{count, count_event, is_shielded, worker_thread};
 use common::{assert_books, port_counts, read_report, rounds, wait_for};
 use nic::MacAddress;
 use std::time::Duration;
+use worker_thread::{count, count_event, is_shielded, worker_thread};
 
 const LIMIT: Duration = Duration::from_secs(20);
 

@@ -3,7 +3,6 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 pub mod network;
-pub mod thread;
 
 use std::io::Read;
 use std::process::{Child, Command, Output, Stdio};
