@@ -23,6 +23,8 @@ const HOLD_NS: u64 = 5_000_000;
 const MEMORY_NS: u64 = 1_000_000_000;
 /// Gaps and interruptions that are remembered.
 const MOST: usize = 4096;
+/// Debuggers' stays that are remembered: the trace is not behind by more.
+const MOST_SUSPENSIONS: usize = 16;
 
 /// One entry of the kernel, or one absence from the CPU, of an isolated worker.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -74,7 +76,8 @@ struct Worker {
     /// Gaps that wait for an explanation.
     gaps: VecDeque<(u64, u64)>,
     unexplained: Unexplained,
-    suspended_ns: Option<u64>,
+    /// From when until when debuggers were attached, the latest last.
+    suspensions: VecDeque<(u64, u64)>,
     skipped: u64,
 }
 
@@ -125,7 +128,7 @@ impl Observer {
             recent: VecDeque::new(),
             gaps: VecDeque::new(),
             unexplained: Unexplained::default(),
-            suspended_ns: None,
+            suspensions: VecDeque::new(),
             skipped: 0,
         };
         Self {
@@ -195,8 +198,16 @@ impl Observer {
             if debugger.is_some() == worker.watched.is_suspended() {
                 continue;
             }
+            // What the switching takes is no violation either.
+            let since_ns = tsc::monotonic_ns();
             worker.watched.suspend(debugger.is_some());
-            worker.suspended_ns = debugger.map(|_| tsc::monotonic_ns());
+            match (debugger.is_some(), worker.suspensions.back_mut()) {
+                (false, Some((_, until_ns))) => *until_ns = tsc::monotonic_ns(),
+                _ => worker.suspensions.push_back((since_ns, u64::MAX)),
+            }
+            if worker.suspensions.len() > MOST_SUSPENSIONS {
+                worker.suspensions.pop_front();
+            }
             match debugger {
                 Some(pid) => {
                     let name = format!("{}/{pid}", comm(pid));
@@ -220,7 +231,9 @@ impl Observer {
             for (worker, interruption) in self.found.drain(..) {
                 let worker = &mut self.workers[worker];
                 worker.recent.push_back((interruption.start_ns, interruption.end_ns));
-                let suspended = worker.suspended_ns.is_some_and(|since| interruption.end_ns >= since);
+                let suspended = worker.suspensions.iter().any(|(since_ns, until_ns)| {
+                    interruption.end_ns >= *since_ns && interruption.start_ns <= *until_ns
+                });
                 // In the middle, for its edges are where the stay begins and ends.
                 let middle = interruption.start_ns / 2 + interruption.end_ns / 2;
                 let isolated = worker.watched.was_isolated(self.clock.to_tsc(middle))

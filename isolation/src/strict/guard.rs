@@ -285,7 +285,7 @@ impl Isolated {
         unsafe { handler::set_current(Some(shared)) };
         self.armed = true;
         shared.begin();
-        shared.traps.enable(true).map_err(Refusal::system("switch perf events on"))?;
+        shared.arm(true).map_err(Refusal::system("switch perf events on"))?;
         if prepared.config.signals.contains(Signals::SYSCALLS) {
             let selector = shared.gate.selector.as_ptr();
             // SAFETY: the selector lives as long as `prepared`, and `disarm` stops the dispatch before that ends; where the guard is
@@ -311,7 +311,7 @@ impl Isolated {
             sys::stop_dispatch();
         }
         // Fails only for a descriptor that is none.
-        let _ = prepared.shared.traps.enable(false);
+        let _ = prepared.shared.arm(false);
         // SAFETY: nothing is kept.
         unsafe { handler::set_current(None) };
     }

@@ -10,6 +10,7 @@ use super::source::{SOURCES, Source};
 use super::traps::Traps;
 use percpu::tsc;
 use std::collections::VecDeque;
+use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -76,8 +77,10 @@ pub(crate) struct Shared {
     tid: i32,
     /// The CPU it belongs on.
     pub(super) cpu: u32,
-    /// Its perf events, which the thread switches.
+    /// Its perf events, switched by the thread, and from outside where a debugger comes and goes.
     pub(super) traps: Traps,
+    /// Whether they are on unless a debugger is there.
+    armed: AtomicBool,
     /// Since when, and until when, it is isolated, by the time stamp counter; 0 for neither.
     since_tsc: AtomicU64,
     until_tsc: AtomicU64,
@@ -111,6 +114,7 @@ impl Shared {
             tid,
             cpu,
             traps,
+            armed: AtomicBool::new(false),
             since_tsc: AtomicU64::new(0),
             until_tsc: AtomicU64::new(0),
             outside: Mutex::default(),
@@ -190,13 +194,32 @@ impl Shared {
         counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
-    /// From now on, or no more: handlers let everything through. For another thread.
+    /// Switches the perf events on, unless a debugger is there, or off. For the thread.
+    pub(super) fn arm(&self, on: bool) -> io::Result<()> {
+        self.armed.store(on, Ordering::SeqCst);
+        self.traps.enable(on && !self.is_suspended())?;
+        // It may have come meanwhile.
+        if on && self.is_suspended() { self.traps.enable(false) } else { Ok(()) }
+    }
+
+    /// From now on, or no more: nothing is signalled. For one other thread.
     pub(crate) fn suspend(&self, on: bool) {
-        if self.suspended.swap(on, Ordering::Relaxed) == on || self.has_ended() {
+        if self.is_suspended() == on {
             return;
         }
-        // The perf events stay on: to switch them off from here takes an interrupt of the thread's CPU each, and so one more signal for the
-        // debugger to stop the thread at.
+        // While they are switched handlers let everything through. On a thread that runs each of them takes an interrupt, which is a stop more for its
+        // debugger; but if they stayed on, every stop would be a switch, and that the next stop: the thread would not get on at all.
+        if on {
+            self.suspended.store(true, Ordering::SeqCst);
+        }
+        if self.armed.load(Ordering::SeqCst) {
+            // Fails only for a descriptor that is none.
+            let _ = self.traps.enable(!on);
+        }
+        self.suspended.store(on, Ordering::SeqCst);
+        if self.has_ended() {
+            return;
+        }
         if on {
             self.open_for_good();
         } else if self.traps_calls.load(Ordering::Relaxed) {
@@ -207,7 +230,7 @@ impl Shared {
     }
 
     pub(crate) fn is_suspended(&self) -> bool {
-        self.suspended.load(Ordering::Relaxed)
+        self.suspended.load(Ordering::SeqCst)
     }
 
     pub(crate) fn tid(&self) -> i32 {

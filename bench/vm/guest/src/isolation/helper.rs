@@ -7,11 +7,15 @@ use super::scene::stay_on;
 use super::{CPU, own};
 use crate::sys;
 use anyhow::{Context, Result, bail, ensure};
+use nix::poll::{PollFd, PollFlags, poll};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::ptrace;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -87,6 +91,25 @@ impl Drop for Helper {
     }
 }
 
+/// What a debugger does until it is dismissed: the thread goes on after every stop, without the signal where that is SIGTRAP.
+fn debug(thread: Pid) -> Result<()> {
+    loop {
+        match waitpid(thread, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG))? {
+            WaitStatus::StillAlive => {}
+            WaitStatus::Stopped(_, Signal::SIGTRAP) | WaitStatus::PtraceEvent(..) => {
+                ptrace::cont(thread, None)?
+            }
+            WaitStatus::Stopped(_, signal) => ptrace::cont(thread, signal)?,
+            _ => return Ok(()),
+        }
+        // Its tracee goes on with the end of this process.
+        let stdin = io::stdin();
+        if poll(&mut [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)], 1_u8)? > 0 {
+            return Ok(());
+        }
+    }
+}
+
 /// The helper's own side.
 pub(crate) fn help(words: &[&str]) -> Result<()> {
     let [name, tid] = words else { bail!("a helper wants a name and a thread") };
@@ -135,7 +158,11 @@ pub(crate) fn help(words: &[&str]) -> Result<()> {
                 sched_setaffinity(Pid::from_raw(tid), &mask)?;
             }
             "profiler" => drop(sys::perf_event_of(tid)?),
-            "debugger" => ptrace::seize(Pid::from_raw(tid), ptrace::Options::empty())?,
+            "debugger" => {
+                ptrace::seize(Pid::from_raw(tid), ptrace::Options::empty())?;
+                answer()?;
+                return debug(Pid::from_raw(tid));
+            }
             name => bail!("no helper \"{name}\""),
         }
         answer()?;
