@@ -312,6 +312,7 @@ impl Isolated {
         }
         // Fails only for a descriptor that is none.
         let _ = prepared.shared.arm(false);
+        prepared.shared.count_merged_faults();
         // SAFETY: nothing is kept.
         unsafe { handler::set_current(None) };
     }

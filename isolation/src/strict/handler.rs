@@ -220,6 +220,9 @@ extern "C" fn on_sigtrap(signal: libc::c_int, info: *mut libc::siginfo_t, contex
     }
     // One that is late, for a thread that is isolated no more, is of no interest.
     let (Some(shared), Some(source)) = (current(), Source::from_number(key as u32)) else { return };
+    if source == Source::PageFault {
+        shared.faults_signalled.fetch_add(1, Ordering::Relaxed);
+    }
     if shared.suspended.load(Ordering::Relaxed) || shared.has_ended() {
         return;
     }

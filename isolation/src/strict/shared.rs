@@ -66,7 +66,9 @@ pub(crate) struct Shared {
     counts: [AtomicU64; SOURCES],
     /// Kernel entries that were allowed.
     pub(super) allowed: AtomicU64,
-    /// Records that the ring had no room for.
+    /// Signals of page faults, whatever became of them.
+    pub(super) faults_signalled: AtomicU64,
+    /// Records that the ring had no room for, and entries whose signal was one with another's.
     pub(super) skipped: AtomicU64,
     pub(crate) ring: RecordRing,
     pub(super) wishes: Wishes,
@@ -106,6 +108,7 @@ impl Shared {
             suspended: AtomicBool::new(false),
             counts: [const { AtomicU64::new(0) }; SOURCES],
             allowed: AtomicU64::new(0),
+            faults_signalled: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
             ring: RecordRing::new(),
             wishes,
@@ -200,6 +203,22 @@ impl Shared {
         self.traps.enable(on && !self.is_suspended())?;
         // It may have come meanwhile.
         if on && self.is_suspended() { self.traps.enable(false) } else { Ok(()) }
+    }
+
+    /// Counts the page faults whose signal was one with another's: such that come while another signal is on its way. For the thread, when its events are
+    /// off.
+    pub(super) fn count_merged_faults(&self) {
+        let signalled = self.faults_signalled.load(Ordering::Relaxed);
+        let Some(merged) = self.traps.faults().and_then(|faults| faults.checked_sub(signalled)) else {
+            return;
+        };
+        self.faults_signalled.store(signalled + merged, Ordering::Relaxed);
+        if self.wishes.allow_exceptions {
+            self.allowed.fetch_add(merged, Ordering::Relaxed);
+        } else {
+            self.counts[Source::PageFault.number() as usize].fetch_add(merged, Ordering::Relaxed);
+            self.skipped.fetch_add(merged, Ordering::Relaxed);
+        }
     }
 
     /// From now on, or no more: nothing is signalled. For one other thread.

@@ -51,7 +51,11 @@ impl TrapError {
 
 /// The events of the calling thread.
 #[derive(Debug, Default)]
-pub(super) struct Traps(Vec<OwnedFd>);
+pub(super) struct Traps {
+    /// Page faults, where they are signalled.
+    faults: Option<OwnedFd>,
+    interrupts: Vec<OwnedFd>,
+}
 
 fn key(source: Source) -> u64 {
     TAG << 32 | u64::from(source.number())
@@ -64,7 +68,7 @@ impl Traps {
         if signals.contains(Signals::EXCEPTIONS) {
             let faults = perf::PERF_COUNT_SW_PAGE_FAULTS.into();
             let event = sys::open_trap(perf::PERF_TYPE_SOFTWARE, faults, key(Source::PageFault), false);
-            traps.0.push(event.map_err(TrapError::Faults)?);
+            traps.faults = Some(event.map_err(TrapError::Faults)?);
         }
         if signals.contains(Signals::INTERRUPTS) {
             traps.open_interrupts(&Tracefs::open().map_err(TrapError::Tracefs)?)?;
@@ -79,7 +83,7 @@ impl Traps {
         };
         let migrations = perf::PERF_COUNT_SW_CPU_MIGRATIONS.into();
         let event = sys::open_trap(perf::PERF_TYPE_SOFTWARE, migrations, key(Source::Migration), true);
-        self.0.push(event.map_err(refused("migrations"))?);
+        self.interrupts.push(event.map_err(refused("migrations"))?);
         let trace =
             [(Source::Switch, "sched/sched_switch"), (Source::DeviceInterrupt, "irq/irq_handler_entry")];
         let mut trace: Vec<(Source, String)> =
@@ -89,13 +93,20 @@ impl Traps {
             // A vector that this kernel does not trace is one that it does not have.
             let Some(id) = tracefs.event_id(&name).map_err(TrapError::Tracefs)? else { continue };
             let event = sys::open_trap(perf::PERF_TYPE_TRACEPOINT, id, key(source), true);
-            self.0.push(event.map_err(refused(&name))?);
+            self.interrupts.push(event.map_err(refused(&name))?);
         }
         Ok(())
     }
 
     /// Switches all of them.
     pub(super) fn enable(&self, on: bool) -> io::Result<()> {
-        self.0.iter().try_for_each(|event| sys::enable(event.as_fd(), on))
+        self.faults.iter().chain(&self.interrupts).try_for_each(|event| sys::enable(event.as_fd(), on))
+    }
+
+    /// Page faults so far, by the kernel's count, which misses none; `None` where they are not signalled.
+    pub(super) fn faults(&self) -> Option<u64> {
+        let mut count = [0; 8];
+        let read = nix::unistd::read(self.faults.as_ref()?, &mut count);
+        (read == Ok(count.len())).then(|| u64::from_ne_bytes(count))
     }
 }
