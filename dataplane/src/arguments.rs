@@ -1,6 +1,7 @@
 //! The command-line options that every application has.
 #![forbid(unsafe_code)]
 
+use crate::idle::Idle;
 use crate::isolation_args::IsolationArgs;
 use clap::{Args, ValueEnum, builder::ArgPredicate};
 use isolation::Signals;
@@ -55,6 +56,10 @@ pub struct DataplaneArgs {
     /// Who wakes the kernel for the workers' queues [default: control where system calls are signalled, else worker]
     #[arg(long, value_enum, value_name = "WHO", help_heading = "CPUs")]
     pub kick: Option<Kick>,
+
+    /// What a worker does when there is nothing to do
+    #[arg(long, value_enum, value_name = "HOW", default_value = "poll", help_heading = "CPUs")]
+    pub idle: Idle,
 
     /// Frames of packet memory [default: what the ports' rings need and some more]
     #[arg(long, value_name = "N", help_heading = "Packet memory")]

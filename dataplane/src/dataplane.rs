@@ -8,6 +8,7 @@ use crate::bell::Bells;
 use crate::control;
 use crate::crew::Crew;
 use crate::error::Error;
+use crate::idle::Sleeper;
 use crate::loop_gap::{Gaps, LoopGap};
 use crate::outputs::Outputs;
 use crate::plan::{Plan, tx_queues};
@@ -113,7 +114,7 @@ impl Dataplane {
         let mut bells = Bells::new(kick == Kick::Control);
         let workers: Vec<Worker<A>> = (0..self.dealt.len())
             .map(|index| self.make_worker(index, &state, &mut bells, &mut make))
-            .collect();
+            .collect::<Result<_, _>>()?;
         let mut table = Table::new(&self.plan.args);
         let mut started = Instant::now();
         let mut result = Crew::start(workers, &self.plan.placement.workers, config, &state, &self.signals)
@@ -218,7 +219,7 @@ impl Dataplane {
         state: &Arc<RunState>,
         bells: &mut Bells,
         make: &mut impl FnMut(&WorkerContext) -> A,
-    ) -> Worker<A> {
+    ) -> Result<Worker<A>, Error> {
         let context = WorkerContext {
             worker: index,
             workers: self.dealt.len(),
@@ -242,9 +243,11 @@ impl Dataplane {
                 outputs.add(port, queue, bell);
             }
         }
+        let sleeper = Sleeper::new(self.plan.args.idle, inputs.iter().map(|input| &*input.queue))?;
         let counters = Arc::clone(&self.registry.workers[index].counters);
         let gaps = Arc::clone(&self.registry.workers[index].gaps);
-        Worker::new(Parts { index, inputs, outputs, counters, gaps }, make(&context), Arc::clone(state))
+        let parts = Parts { index, inputs, outputs, counters, gaps, sleeper };
+        Ok(Worker::new(parts, make(&context), Arc::clone(state)))
     }
 }
 
@@ -256,6 +259,7 @@ fn worker_report(entry: &WorkerEntry, gap: &LoopGap) -> WorkerReport {
         packets: sample.packets,
         tsc_per_packet: per_packet.is_finite().then_some((per_packet * 100.0).round() / 100.0),
         turns: entry.counters.turns.get(),
+        sleeps: entry.counters.sleeps.get(),
         loop_gap_ns: gap.percentiles_ns(),
         affinity_changes: entry.affinity_changes,
     }

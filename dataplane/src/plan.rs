@@ -5,6 +5,7 @@ use crate::arguments::DataplaneArgs;
 use crate::assignment::{WorkerQueues, deal};
 use crate::dataplane::Dataplane;
 use crate::error::Error;
+use crate::idle::Idle;
 use crate::placement::Placement;
 use isolation::KernelIsolation;
 use nic::drivers;
@@ -68,6 +69,11 @@ impl Plan {
         let topology = Topology::read().map_err(Error::system("cannot read the CPU affinity mask"))?;
         let placement = Placement::choose(&topology, args.workers.as_ref(), args.control, wanted)?;
         args.isolation.check(placement.is_shared())?;
+        if args.idle != Idle::Poll && args.isolation.config().is_some() {
+            return Err(Error::Configuration(
+                "--idle: a worker that sleeps calls the kernel, which --isolation is to keep away: leave one of them out".into(),
+            ));
+        }
         if let Some(path) = &args.report {
             check_writable(path)
                 .map_err(|source| Error::Report { path: path.display().to_string(), source })?;

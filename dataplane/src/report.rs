@@ -106,6 +106,8 @@ pub struct WorkerReport {
     pub tsc_per_packet: Option<f64>,
     /// Loop turns.
     pub turns: u64,
+    /// Times it slept for want of packets (`--idle`).
+    pub sleeps: u64,
     /// How long it was away from polling.
     pub loop_gap_ns: LoopGapNs,
     /// How often somebody else changed its affinity mask, as far as was seen: the control core looks once a second.

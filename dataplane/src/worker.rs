@@ -6,6 +6,7 @@
 
 use crate::application::Application;
 use crate::bell::Bell;
+use crate::idle::Sleeper;
 use crate::isolation_args::OnViolation;
 use crate::loop_gap::Gaps;
 use crate::loop_gap::LoopGap;
@@ -30,6 +31,8 @@ pub(crate) struct WorkerCounters {
     pub(crate) busy_tsc: Counter,
     /// Loop turns.
     pub(crate) turns: Counter,
+    /// Times it slept for want of packets.
+    pub(crate) sleeps: Counter,
     /// The longest loop gap since the control core last looked, in ticks.
     pub(crate) longest_gap_tsc: Counter,
     /// Set by the control core when it has looked.
@@ -115,6 +118,7 @@ pub(crate) struct Parts {
     pub(crate) outputs: Outputs,
     pub(crate) counters: Arc<WorkerCounters>,
     pub(crate) gaps: Arc<Gaps>,
+    pub(crate) sleeper: Sleeper,
 }
 
 /// One worker with all it needs, ready to run.
@@ -127,6 +131,7 @@ pub(crate) struct Worker<A> {
     state: Arc<RunState>,
     gap: LoopGap,
     gaps: Arc<Gaps>,
+    sleeper: Sleeper,
     /// Gaps longer than this, in ticks, are told of.
     long_gap: u64,
     long_gaps: u64,
@@ -136,7 +141,7 @@ pub(crate) struct Worker<A> {
 
 impl<A: Application> Worker<A> {
     pub(crate) fn new(parts: Parts, application: A, state: Arc<RunState>) -> Self {
-        let Parts { index, inputs, outputs, counters, gaps } = parts;
+        let Parts { index, inputs, outputs, counters, gaps, sleeper } = parts;
         let gap = LoopGap::new();
         Self {
             index,
@@ -147,6 +152,7 @@ impl<A: Application> Worker<A> {
             state,
             gap,
             gaps,
+            sleeper,
             long_gap: u64::MAX,
             long_gaps: 0,
             many_gaps_ago: 0,
@@ -210,6 +216,12 @@ impl<A: Application> Worker<A> {
             let ended = !open && !self.inputs.is_empty() && !self.application.is_sending();
             if ended || self.application.is_finished() {
                 break;
+            }
+            if self.sleeper.is_due(now, moved) && !self.application.is_sending() {
+                self.sleeper.sleep();
+                self.counters.sleeps.add(1);
+                // Sleep is no gap.
+                last = tsc::now();
             }
         }
         self.account(tsc::now().wrapping_sub(last), moved);

@@ -11,6 +11,7 @@
 use crate::counters::QueueCounters;
 use crate::memory::{Batch, Pool, PoolError};
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -196,6 +197,11 @@ pub trait RxQueue: Send {
 
     /// The doorbell, the same one for the queue's whole life; `None` where it never needs one.
     fn doorbell(&self) -> Option<Arc<dyn Doorbell>> {
+        None
+    }
+
+    /// A descriptor that is readable while packets are there, for workers that sleep; `None` where the kernel does not know of them.
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 

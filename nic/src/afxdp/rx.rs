@@ -10,6 +10,7 @@ use crate::counters::{DropReason, QueueCounters};
 use crate::memory::{Batch, Packet, Pool};
 use crate::port::{Doorbell, PortId, RxQueue};
 use std::mem;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -212,6 +213,10 @@ impl RxQueue for AfxdpRx {
 
     fn doorbell(&self) -> Option<Arc<dyn Doorbell>> {
         Some(self.doorbell.clone())
+    }
+
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.socket.fd())
     }
 
     fn counters(&self) -> &Arc<QueueCounters> {
