@@ -45,7 +45,7 @@ pub struct DataplaneArgs {
     #[arg(long = "exception", value_name = "PORT=NAME", help_heading = "Ports")]
     pub exceptions: Vec<String>,
 
-    /// Packets a second that a worker hands to such an interface at most [default: arp=1000,icmp=1000,tcp=20k,other=2k]
+    /// Packets a second that a worker hands to such an interface at most [default: arp=1000,icmp=1000,tcp=50k,other=2k]
     #[arg(long, value_name = "CLASS=PPS,...", help_heading = "Ports")]
     pub punt_limit: Option<PuntLimits>,
 

@@ -10,11 +10,11 @@ use std::str::FromStr;
 const BURST_MS: u64 = 50;
 /// ... but so many packets at least, for a host that says several things at once, and at most, for the ring behind it.
 const LEAST_BURST: u64 = 32;
-const MOST_BURST: u64 = 512;
+const MOST_BURST: u64 = 1024;
 /// More is no limit.
 const MOST_PPS: u64 = 100_000_000;
 
-/// Packets a second of each class that a worker punts at most: `arp=1000,icmp=1000,tcp=20k,other=2k`.
+/// Packets a second of each class that a worker punts at most: `arp=1000,icmp=1000,tcp=50k,other=2k`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PuntLimits {
     pps: [u64; Class::COUNT],
@@ -22,7 +22,7 @@ pub struct PuntLimits {
 
 impl Default for PuntLimits {
     fn default() -> Self {
-        Self { pps: [1000, 1000, 20_000, 2000] }
+        Self { pps: [1000, 1000, 50_000, 2000] }
     }
 }
 
