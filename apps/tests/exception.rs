@@ -4,7 +4,7 @@
 mod common;
 
 use bench::xdp::Generator;
-use common::network::{Namespace, Wire, can_make_namespaces};
+use common::network::{Forwarder, Namespace, Wire, can_make_namespaces};
 use common::{assert_books, read_report, wait_for};
 use nic::MacAddress;
 use serde_json::Value;
@@ -178,4 +178,59 @@ fn punt_flood() -> [u32; 2] {
     let named = punted + limited + before + sent.refused;
     assert!(named >= sent.packets && named < sent.packets + 400, "{named} of {sent:?}: {report:#}");
     answers
+}
+
+#[test]
+fn namespace_what_the_xdp_program_passes_reaches_the_kernel_and_the_rest_the_application() {
+    if !can_make_namespaces(
+        "namespace_what_the_xdp_program_passes_reaches_the_kernel_and_the_rest_the_application",
+    ) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("report.json");
+    let wire = Wire::new(1500);
+    wire.middle.ip(&["addr", "add", "10.0.0.9/24", "dev", "p0"]);
+    wire.middle.ip(&["addr", "add", "fd00::9/64", "dev", "p0", "nodad"]);
+    let ports = ["--port", "afxdp:p0?pass=arp,icmp,tcp:2222", "--port", "afxdp:p1"];
+    let forwarder =
+        Forwarder::start(&wire.middle, &[&ports[..], &["--report", path.to_str().unwrap()]].concat());
+    forwarder.wait_until_open(2);
+    assert!(forwarder.log().contains("arp icmp tcp:2222 left to the kernel"), "{}", forwarder.log());
+    for address in ["10.0.0.9", "fd00::9"] {
+        wait_for(address, LIMIT, || forwarder.log(), || (ping(&wire.left, address, 1) == 1).then_some(()));
+        assert_eq!(ping(&wire.left, address, 50), 50);
+    }
+    let server = serve(&wire.middle, "10.0.0.9:2222");
+    connect(&wire.left, "10.0.0.9:2222").join().unwrap();
+    server.join().unwrap();
+    // Somebody listens there, and hears nothing: it is the application's.
+    let listener = wire.middle.spawn(|| TcpListener::bind("10.0.0.9:2223").unwrap()).join().unwrap();
+    let refused = wire.left.spawn(|| {
+        TcpStream::connect_timeout(&"10.0.0.9:2223".parse().unwrap(), Duration::from_millis(500)).is_err()
+    });
+    assert!(refused.join().unwrap());
+    drop(listener);
+    let flood = wire
+        .left
+        .spawn(|| Generator::new("eth0", 64, NOBODY).unwrap().paced(50_000, Duration::from_secs(1)).unwrap());
+    let sent = flood.join().unwrap();
+    wait_for(
+        "the flood",
+        LIMIT,
+        || forwarder.log(),
+        || {
+            let statistics = wire.right.run("cat", &["/sys/class/net/eth0/statistics/rx_packets"]);
+            (statistics.trim().parse::<u64>().unwrap() > sent.packets / 2).then_some(())
+        },
+    );
+    assert!(forwarder.end("INT").success());
+    let report = read_report(&path);
+    assert_books(&report);
+    let received = number(&report, "/ports/0/rx_packets");
+    let named = received
+        + number(&report, "/ports/0/drops/rx_ring_full")
+        + number(&report, "/ports/0/drops/rx_unread")
+        + sent.refused;
+    assert!(named >= sent.packets && received < sent.packets + 200, "{named} of {sent:?}: {report:#}");
 }
