@@ -5,9 +5,9 @@ mod common;
 
 use bench::xdp::Generator;
 use common::network::{Forwarder, Namespace, Wire, can_make_namespaces};
-use common::{assert_books, read_report, wait_for};
+use common::{assert_books, l2fwd, read_report, run_within, wait_for};
 use nic::MacAddress;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread::JoinHandle;
@@ -66,13 +66,13 @@ fn number(report: &Value, pointer: &str) -> u64 {
 }
 
 /// Ping, ARP, neighbour discovery and TCP both ways to and from the kernel behind port 0, while port 0's other traffic is forwarded.
-fn reaches_the_kernel(kick: &str) {
+fn reaches_the_kernel(kick: &[&str]) -> Value {
     const RATE_PPS: u32 = 200_000;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("report.json");
     let wire = Wire::new(1500);
-    let forwarder =
-        wire.forward_first(&["--exception", "0=tap0", "--kick", kick, "--report", path.to_str().unwrap()]);
+    let args = ["--exception", "0=tap0", "--report", path.to_str().unwrap()];
+    let forwarder = wire.forward_first(&[&args[..], kick].concat());
     let mac = mac_of(&wire.middle, "p0");
     assert_eq!(mac_of(&wire.middle, "tap0"), mac);
     assert!(wire.middle.ip(&["link", "show", "tap0"]).contains("mtu 1500"));
@@ -111,25 +111,29 @@ fn reaches_the_kernel(kick: &str) {
     let (forwarded, refused) = (number(&report, "/ports/1/tx_packets"), sent.refused);
     assert!(forwarded > sent.packets / 2, "{sent:?}: {report:#}");
     eprintln!(
-        "kick {kick}: two connections in {connected:?}, punted {punted}, from the kernel {}, forwarded {forwarded} of {} ({refused} refused), {answers:?} of 50 pings, drops {} {}",
+        "{kick:?}: two connections in {connected:?}, punted {punted}, from the kernel {}, forwarded {forwarded} of {} ({refused} refused), {answers:?} of 50 pings, drops {} {}",
         number(tap, "/rx_packets"),
         sent.packets,
         report["ports"][0]["drops"],
         report["ports"][1]["drops"]
     );
+    report
 }
 
 #[test]
 fn namespace_ping_arp_and_tcp_reach_the_kernel_while_others_are_forwarded() {
     if can_make_namespaces("namespace_ping_arp_and_tcp_reach_the_kernel_while_others_are_forwarded") {
-        reaches_the_kernel("worker");
+        let report = reaches_the_kernel(&["--kick", "worker"]);
+        assert_eq!(report["kick"], "worker");
     }
 }
 
 #[test]
 fn namespace_the_kernel_is_reached_through_the_kicker_too() {
     if can_make_namespaces("namespace_the_kernel_is_reached_through_the_kicker_too") {
-        reaches_the_kernel("control");
+        // Then the worker makes no system call, although it looks after the interface.
+        let report = reaches_the_kernel(&["--isolation", "soft", "--signal", "syscalls"]);
+        assert_eq!((&report["kick"], &report["violations"]), (&json!("control"), &json!({})), "{report:#}");
     }
 }
 
@@ -233,4 +237,67 @@ fn namespace_what_the_xdp_program_passes_reaches_the_kernel_and_the_rest_the_app
         + number(&report, "/ports/0/drops/rx_unread")
         + sent.refused;
     assert!(named >= sent.packets && received < sent.packets + 200, "{named} of {sent:?}: {report:#}");
+}
+
+#[test]
+fn namespace_long_packets_are_punted_and_a_removed_interface_takes_nothing_along() {
+    if !can_make_namespaces("namespace_long_packets_are_punted_and_a_removed_interface_takes_nothing_along") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("report.json");
+    let wire = Wire::new(9000);
+    let forwarder = wire.forward(&["--exception", "0=tap0", "--report", path.to_str().unwrap()]);
+    wire.middle.ip(&["addr", "add", "10.0.0.9/24", "dev", "tap0"]);
+    wait_for("10.0.0.9", LIMIT, || forwarder.log(), || (ping(&wire.left, "10.0.0.9", 1) == 1).then_some(()));
+    let long = ["-q", "-c", "20", "-i", "0.01", "-W", "2", "-M", "do", "-s", "8900", "10.0.0.9"];
+    let text = wire.left.run("ping", &long);
+    assert!(text.contains("20 received"), "{text}");
+    // It goes: told once, and the rest goes on.
+    wire.middle.ip(&["link", "del", "tap0"]);
+    forwarder.wait_for_log("tap:tap0 has stopped: its interface was removed");
+    assert_eq!(ping(&wire.left, "10.0.0.9", 3), 0);
+    assert_eq!(ping(&wire.left, "10.0.0.2", 20), 20);
+    // The ports go: then nothing is left to be done.
+    wire.middle.ip(&["link", "del", "p0"]);
+    wire.middle.ip(&["link", "del", "p1"]);
+    let (status, log) = forwarder.wait_with_log(LIMIT);
+    assert_eq!(status.code(), Some(1), "{log}");
+    let report = read_report(&path);
+    assert_eq!(report["pool"]["leaked"], 0, "{report:#}");
+    let tap = &report["ports"][2];
+    assert!(number(tap, "/drops/tx_port_down") >= 3, "{report:#}");
+    assert_eq!(
+        number(&report, "/ports/0/punted"),
+        number(tap, "/tx_packets") + number(tap, "/drops/tx_port_down")
+    );
+}
+
+#[test]
+fn namespace_a_run_whose_inputs_have_ended_does_not_wait_for_the_kernel() {
+    if !can_make_namespaces("namespace_a_run_whose_inputs_have_ended_does_not_wait_for_the_kernel") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("report.json");
+    let host = Namespace::new();
+    let program = l2fwd(&[]).get_program().to_str().unwrap().to_owned();
+    let ports = ["--port", "mem:gen?count=1000", "--port", "mem:gen?count=1000", "--exception", "1=tap1"];
+    let rest = ["--stats-period", "0", "--report", path.to_str().unwrap()];
+    let output = run_within(&mut host.command(&program, &[&ports[..], &rest].concat()), LIMIT);
+    assert!(output.status.success(), "{output:?}");
+    let report = read_report(&path);
+    assert_books(&report);
+    assert_eq!(
+        (report["ports"].as_array().unwrap().len(), number(&report, "/ports/0/rx_packets")),
+        (3, 1000)
+    );
+    // What stands in the way is said, and nothing of the first one stays.
+    host.ip(&["link", "add", "taken", "type", "bridge"]);
+    let ports =
+        ["--port", "mem:null", "--port", "mem:null", "--exception", "0=tap0", "--exception", "1=taken"];
+    let output = run_within(&mut host.command(&program, &ports), LIMIT);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains("there is an interface of this name"), "{said}");
+    assert!(!host.ip(&["link", "show"]).contains("tap0"));
 }
