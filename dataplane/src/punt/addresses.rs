@@ -7,7 +7,7 @@
 
 use crate::registry::Registry;
 use nix::ifaddrs::getifaddrs;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Addresses of one interface that are known at most.
@@ -63,7 +63,7 @@ pub(crate) fn refresh(registry: &Registry) {
         .filter_map(|entry| {
             let address = entry.address?;
             let ipv4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
-            let ipv6 = address.as_sockaddr_in6().map(|address| IpAddr::V6(Ipv6Addr::from(address.ip())));
+            let ipv6 = address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip()));
             Some((entry.interface_name, ipv4.or(ipv6)?))
         })
         .collect();
