@@ -231,8 +231,18 @@ fn namespace_a_tap_is_asked_at_a_bounded_rate_and_what_was_not_read_is_counted()
         });
         assert!(often);
         let counters = std::sync::Arc::clone(b.rx[0].counters());
-        drop((a, b));
+        let late = b.rx[0].doorbell().unwrap();
+        drop(b);
+        // Who rings when the queue has gone finds nobody to read for.
+        let mut batch = Batch::new();
+        batch.push(numbered(&pool, 0, 60).unwrap()).unwrap();
+        a.tx[0].transmit(&mut batch);
+        ring_tx(&mut *a.tx[0]);
+        std::thread::sleep(Duration::from_millis(5));
+        late.ring().unwrap();
+        drop(a);
         assert_eq!(counters.drops(DropReason::RxUnread).get(), 20);
         assert_eq!(pool.audit().free, 8192);
+        drop(late);
     });
 }
