@@ -119,6 +119,26 @@ fn interfaces() -> Vec<Case> {
     ]
 }
 
+fn exceptions() -> Vec<Case> {
+    let exception = |args: &[&str], words: &[&str]| Case::options(args, 2, words);
+    vec![
+        Case::port("tap:an-interface-of-16", 2, &["is no name for an interface", "up to 15"]),
+        Case::port("tap:x?mac=2", 2, &["no Ethernet address", "six pairs"]),
+        Case::port("tap:x?mac=ff:ff:ff:ff:ff:ff", 2, &["no address of a station", "02:00:00:00:00:01"]),
+        Case::port("tap:x?mtu=64k", 2, &["from 68 to 9000"]),
+        Case::port("tap:x?persist=on", 2, &["unknown option \"persist\"", "mac, mtu, up"]),
+        Case::port("afxdp:lo?pass=ssh", 2, &["\"ssh\": choose arp", "tcp:PORT"]),
+        Case::port("veth:x?pass=tcp:0", 2, &["\"tcp:0\": choose arp", "udp:PORT"]),
+        exception(&["--exception", "tap0"], &["PORT=NAME", "0=tap0"]),
+        exception(&["--exception", "9=tap0"], &["no port 9", "choose from 0 to 1"]),
+        exception(&["--exception", "0=tap0", "--exception", "0=tap1"], &["has one already"]),
+        exception(&["--exception", "0=tap0", "--exception", "1=tap0"], &["choose another name"]),
+        exception(&["--exception", "0=a/b"], &["is no name for an interface"]),
+        exception(&["--punt-limit", "udp=5"], &["CLASS=PACKETS_A_SECOND", "arp, icmp, tcp, other"]),
+        exception(&["--punt-limit", "tcp=fast"], &["CLASS=PACKETS_A_SECOND"]),
+    ]
+}
+
 fn cpus() -> Vec<Case> {
     let topology = Topology::read().unwrap();
     let beyond = (topology.possible.iter().last().unwrap() + 1).to_string();
@@ -246,6 +266,7 @@ fn bad_input_is_refused_in_one_line_each() {
         specifications(),
         captures(folder.path()),
         interfaces(),
+        exceptions(),
         cpus(),
         port_maps(),
         memory(),

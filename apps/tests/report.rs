@@ -24,6 +24,7 @@ const KEYS: &[(&str, &[&str])] = &[
             "rx_bytes",
             "tx_packets",
             "tx_bytes",
+            "punted",
             "drops",
             "doorbells",
             "extra",

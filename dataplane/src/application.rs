@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::outputs::Outputs;
+use crate::punt::Local;
 use isolation::Turn;
 use nic::{Batch, MacAddress, PortId};
 use std::sync::Arc;
@@ -52,6 +53,8 @@ pub struct PortInfo {
     pub mac: MacAddress,
     /// The longest packet it sends, in bytes, with the Ethernet header.
     pub max_packet_len: usize,
+    /// Knows what is for the port itself, where it has an exception port to punt that to.
+    pub local: Option<Local>,
 }
 
 /// What an application gets to know when it is made for a worker.

@@ -3,6 +3,7 @@
 
 use crate::idle::Idle;
 use crate::isolation_args::IsolationArgs;
+use crate::punt::PuntLimits;
 use clap::{Args, ValueEnum, builder::ArgPredicate};
 use isolation::Signals;
 use nic::PortSpec;
@@ -40,6 +41,14 @@ pub struct DataplaneArgs {
     /// Receive packets for other stations too (always set where MAC addresses are left alone)
     #[arg(long, help_heading = "Ports")]
     pub promiscuous: bool,
+
+    /// Gives a port an interface of the kernel, NAME, for what is the kernel's business there (ARP, ping, ssh); repeat for more
+    #[arg(long = "exception", value_name = "PORT=NAME", help_heading = "Ports")]
+    pub exceptions: Vec<String>,
+
+    /// Packets a second that a worker hands to such an interface at most [default: arp=1000,icmp=1000,tcp=50k,other=2k]
+    #[arg(long, value_name = "CLASS=PPS,...", help_heading = "Ports")]
+    pub punt_limit: Option<PuntLimits>,
 
     /// CPUs for the workers, one each, such as 1-3,5 [default: one for each receive queue of a port, from the second CPU on]
     #[arg(long, value_name = "CPULIST", help_heading = "CPUs")]

@@ -6,6 +6,7 @@
 
 use crate::arguments::DataplaneArgs;
 use crate::error::Error;
+use crate::punt;
 use crate::registry::Registry;
 use crate::signals::Signals;
 use crate::table::Table;
@@ -40,6 +41,7 @@ pub(crate) fn run(
         if elapsed >= next_check {
             next_check = elapsed + CONTROL_PERIOD;
             watch_links(registry, state);
+            punt::refresh(registry);
             if let Some(gone) = all_gone(registry) {
                 break Some(gone);
             }
@@ -146,10 +148,10 @@ fn recall_frames(pool: &Pool) -> usize {
     frames
 }
 
-/// The last of the ports to go, when none is left.
+/// The last of the ports to go, when none is left but exception ports.
 fn all_gone(registry: &Registry) -> Option<PortGone> {
     let mut last = None;
-    for entry in &registry.ports {
+    for entry in registry.ports.iter().filter(|entry| entry.exception.is_none()) {
         match &entry.link {
             LinkState::Gone(reason) => {
                 last = Some(PortGone { port: entry.port.name().to_owned(), reason: reason.clone() })

@@ -12,13 +12,14 @@ use crate::idle::Sleeper;
 use crate::loop_gap::{Gaps, LoopGap};
 use crate::outputs::Outputs;
 use crate::plan::{Plan, tx_queues};
-use crate::registry::{PortEntry, Registry, WorkerEntry};
+use crate::punt::{Local, Punting};
+use crate::registry::{ExceptionEntry, PortEntry, Registry, WorkerEntry};
 use crate::report::{PoolReport, PortReport, Report, WorkerReport};
 use crate::signals::Signals;
 use crate::table::Table;
 use crate::violations::{Place, Watcher};
 use crate::worker::{Input, Parts, RunState, Worker};
-use nic::port::{OpenContext, PortGone, RxQueue, TxQueue};
+use nic::port::{OpenContext, OpenPort, PortGone, RxQueue, TxQueue};
 use nic::{Pool, PortId};
 use std::sync::Arc;
 use std::time::Instant;
@@ -51,6 +52,21 @@ impl Dataplane {
         let pool = Pool::new(&plan.pool_config(&dealt)?)?;
         let mut registry = Registry { ports: Vec::new(), workers: Vec::new() };
         let (mut rx, mut tx, mut infos) = (Vec::new(), Vec::new(), Vec::new());
+        let plan_ports = plan.ports.len();
+        let mut enter = |mut open: OpenPort, id: PortId, exception: Option<ExceptionEntry>| {
+            let of = exception.as_ref().map(|exception| format!(", exception port of port {}", exception.of));
+            let (port, of) = (&open.port, of.unwrap_or_default());
+            tracing::info!("port {id}: {}, {}, {}{of}", port.name(), port.mode(), port.mac());
+            registry.ports.push(PortEntry {
+                rx: open.rx.iter().map(|queue| Arc::clone(queue.counters())).collect(),
+                tx: open.tx.iter().map(|queue| Arc::clone(queue.counters())).collect(),
+                link: open.port.link(),
+                port: open.port,
+                exception,
+            });
+            rx.push(open.rx.into_iter().map(Some).collect());
+            tx.push(open.tx.into_iter().map(Some).collect());
+        };
         for (index, (_, port_plan)) in std::mem::take(&mut plan.ports).into_iter().enumerate() {
             let id = PortId(index as u16);
             let context = OpenContext {
@@ -59,22 +75,25 @@ impl Dataplane {
                 tx_queues: tx_queues(&dealt, index),
                 promiscuous: plan.args.promiscuous,
             };
-            let mut open = port_plan.open(&context)?;
-            tracing::info!("port {id}: {}, {}, {}", open.port.name(), open.port.mode(), open.port.mac());
+            let open = port_plan.open(&context)?;
             infos.push(PortInfo {
                 id,
                 name: open.port.name().to_owned(),
                 mac: open.port.mac(),
                 max_packet_len: open.port.max_packet_len(),
+                local: None,
             });
-            registry.ports.push(PortEntry {
-                rx: open.rx.iter().map(|queue| Arc::clone(queue.counters())).collect(),
-                tx: open.tx.iter().map(|queue| Arc::clone(queue.counters())).collect(),
-                link: open.port.link(),
-                port: open.port,
-            });
-            rx.push(open.rx.into_iter().map(Some).collect());
-            tx.push(open.tx.into_iter().map(Some).collect());
+            enter(open, id, None);
+        }
+        for (index, exception) in plan.exceptions.iter().enumerate() {
+            let (index, info) = (plan_ports + index, &mut infos[usize::from(exception.port.0)]);
+            let id = PortId(index as u16);
+            let context =
+                OpenContext { pool: &pool, id, tx_queues: tx_queues(&dealt, index), promiscuous: false };
+            let open = exception.plan_for(info.mac, info.max_packet_len)?.open(&context)?;
+            let (of, interface, addresses) = (exception.port, exception.interface.clone(), Arc::default());
+            info.local = Some(Local::new(info.mac, Arc::clone(&addresses)));
+            enter(open, id, Some(ExceptionEntry { of, interface, addresses }));
         }
         let cpus = plan.placement.workers.iter();
         registry.workers = cpus
@@ -213,6 +232,18 @@ impl Dataplane {
         self.dealt.iter().map(places).collect()
     }
 
+    /// A worker's way to the exception ports.
+    fn punting(&self) -> Punting {
+        let mut punting = Punting::default();
+        for (index, entry) in self.registry.ports.iter().enumerate() {
+            if let Some(exception) = &entry.exception {
+                let limits = self.plan.args.punt_limit.unwrap_or_default();
+                punting.add(exception.of, PortId(index as u16), limits);
+            }
+        }
+        punting
+    }
+
     fn make_worker<A: Application>(
         &mut self,
         index: usize,
@@ -232,11 +263,14 @@ impl Dataplane {
         for (port, queue) in queues.rx {
             inputs.extend(self.rx[usize::from(port.0)][queue].take().map(|queue| {
                 let bell = queue.doorbell().map(|doorbell| bells.make(port, doorbell, queue.counters()));
-                Input { queue, port, bell }
+                let entry = &self.registry.ports[usize::from(port.0)];
+                let exception_of = entry.exception.as_ref().map(|exception| exception.of);
+                Input { queue, port, bell, exception_of }
             }));
         }
         let sources = inputs.iter().map(|input| Arc::clone(input.queue.counters())).collect();
-        let mut outputs = Outputs::new(self.infos.len(), sources);
+        let mut outputs = Outputs::new(self.registry.ports.len(), sources);
+        outputs.set_punting(self.punting());
         for (port, queue) in queues.tx {
             if let Some(queue) = self.tx[usize::from(port.0)][queue].take() {
                 let bell = queue.doorbell().map(|doorbell| bells.make(port, doorbell, queue.counters()));

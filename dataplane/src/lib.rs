@@ -20,6 +20,7 @@ mod outputs;
 mod placement;
 mod plan;
 mod portmap;
+pub mod punt;
 mod registry;
 mod report;
 mod signals;

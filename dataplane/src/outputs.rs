@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::bell::Bell;
+use crate::punt::Punting;
 use isolation::Window;
 use nic::counters::{DropReason, QueueCounters};
 use nic::port::{PortGone, TxQueue};
@@ -17,6 +18,7 @@ pub struct Outputs {
     sources: Vec<Arc<QueueCounters>>,
     current: usize,
     gone: Option<(PortId, PortGone)>,
+    punting: Punting,
 }
 
 struct Output {
@@ -56,7 +58,13 @@ impl Output {
 impl Outputs {
     /// For a worker with these receive queues, at least one.
     pub(crate) fn new(ports: usize, sources: Vec<Arc<QueueCounters>>) -> Self {
-        Self { queues: (0..ports).map(|_| None).collect(), sources, current: 0, gone: None }
+        Self {
+            queues: (0..ports).map(|_| None).collect(),
+            sources,
+            current: 0,
+            gone: None,
+            punting: Punting::default(),
+        }
     }
 
     /// From now on doorbells are rung through this window.
@@ -107,6 +115,30 @@ impl Outputs {
             // The batch was just emptied.
             let _ = output.pending.push(packet);
         }
+    }
+
+    /// Hands a packet to the kernel, by the exception port of the port it came in by; where that has none or the limit is reached,
+    /// drops it and counts that at the port.
+    pub fn punt(&mut self, packet: Packet) {
+        match self.punting.admit(&packet) {
+            Ok(exception) => {
+                if let Some(counters) = self.sources.get(self.current) {
+                    counters.punted.add(1);
+                }
+                self.send_one(exception, packet);
+            }
+            Err(reason) => self.discard_one(packet, reason),
+        }
+    }
+
+    /// The same for all packets of a batch.
+    pub fn punt_all(&mut self, packets: &mut Batch) {
+        packets.drain_front(packets.len(), |packet| self.punt(packet));
+    }
+
+    /// From now on packets are punted by these rules.
+    pub(crate) fn set_punting(&mut self, punting: Punting) {
+        self.punting = punting;
     }
 
     /// Drops the packets of the batch, counted under this reason at the port they came in by.

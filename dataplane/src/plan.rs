@@ -7,6 +7,7 @@ use crate::dataplane::Dataplane;
 use crate::error::Error;
 use crate::idle::Idle;
 use crate::placement::Placement;
+use crate::punt::{self, Exception};
 use isolation::KernelIsolation;
 use nic::drivers;
 use nic::memory::{BATCH_SIZE, PoolConfig};
@@ -25,6 +26,8 @@ const FRAMES_PER_WORKER: usize = 1024;
 pub struct Plan {
     pub(crate) args: DataplaneArgs,
     pub(crate) ports: Vec<(PortSpec, Box<dyn PortPlan>)>,
+    /// The exception ports; their numbers are behind those of the ports.
+    pub(crate) exceptions: Vec<Exception>,
     pub(crate) placement: Placement,
     reaches: BTreeSet<(PortId, PortId)>,
 }
@@ -58,6 +61,7 @@ impl Plan {
             .map(|spec| drivers::check(&spec).map(|plan| (spec, plan)))
             .collect::<Result<Vec<_>, _>>()?;
         check_output_files(&ports)?;
+        let exceptions = punt::check(&args.exceptions, &ports)?;
         if args.queues_per_worker == Some(0) {
             return Err(Error::Configuration(
                 "--queues-per-worker 0: a worker polls at least one queue".into(),
@@ -84,7 +88,7 @@ impl Plan {
         }
         let ids = || (0..ports.len()).map(|port| PortId(port as u16));
         let reaches = ids().flat_map(|from| ids().map(move |to| (from, to))).collect();
-        Ok(Self { args: args.clone(), ports, placement, reaches })
+        Ok(Self { args: args.clone(), ports, exceptions, placement, reaches })
     }
 
     /// Refuses packets of `length` bytes where a port is known to send shorter ones only; what `option` is to be instead is
@@ -115,7 +119,8 @@ impl Plan {
     pub(crate) fn deal(&self) -> Result<Vec<WorkerQueues>, Error> {
         let rx_queues: Vec<usize> = self.ports.iter().map(|(_, plan)| plan.rx_queues()).collect();
         let reaches = |from, to| self.reaches.contains(&(from, to));
-        let dealt = deal(&rx_queues, self.placement.workers.len(), self.args.queues_per_worker, reaches)?;
+        let mut dealt = deal(&rx_queues, self.placement.workers.len(), self.args.queues_per_worker, reaches)?;
+        punt::deal(&self.exceptions, self.ports.len(), &mut dealt)?;
         for (port, (spec, plan)) in self.ports.iter().enumerate() {
             let (wanted, most) = (tx_queues(&dealt, port), plan.max_tx_queues());
             if wanted > most {
@@ -135,6 +140,11 @@ impl Plan {
             self.ports.iter().enumerate().map(|(port, (_, plan))| plan.frames(tx_queues(dealt, port))).sum();
         let batches: usize =
             dealt.iter().map(|worker| FRAMES_PER_WORKER + worker.tx.len() * BATCH_SIZE).sum();
+        let exceptions = self.exceptions.iter().enumerate();
+        let exceptions: usize = exceptions
+            .map(|(index, exception)| exception.plan.frames(tx_queues(dealt, self.ports.len() + index)))
+            .sum();
+        let rings = rings + exceptions;
         let needed = rings + batches;
         if let Some(frames) = self.args.frames
             && frames < needed

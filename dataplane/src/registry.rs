@@ -2,9 +2,10 @@
 #![forbid(unsafe_code)]
 
 use crate::loop_gap::Gaps;
+use crate::punt::Addresses;
 use crate::worker::WorkerCounters;
 use nic::port::{LinkState, Port};
-use nic::{DropReason, QueueCounters};
+use nic::{DropReason, PortId, QueueCounters};
 use percpu::pin::Watch;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,6 +17,18 @@ pub(crate) struct PortEntry {
     pub(crate) rx: Vec<Arc<QueueCounters>>,
     pub(crate) tx: Vec<Arc<QueueCounters>>,
     pub(crate) link: LinkState,
+    /// Where it is the exception port of another.
+    pub(crate) exception: Option<ExceptionEntry>,
+}
+
+/// What belongs to an exception port.
+pub(crate) struct ExceptionEntry {
+    /// Whose it is.
+    pub(crate) of: PortId,
+    /// The name of the interface.
+    pub(crate) interface: String,
+    /// Those that the interface has.
+    pub(crate) addresses: Arc<Addresses>,
 }
 
 /// A worker with its counters.
@@ -44,6 +57,7 @@ pub(crate) struct PortSample {
     pub(crate) tx_packets: u64,
     pub(crate) tx_bytes: u64,
     pub(crate) doorbells: u64,
+    pub(crate) punted: u64,
     pub(crate) drops: BTreeMap<DropReason, u64>,
 }
 
@@ -79,6 +93,7 @@ impl PortEntry {
             tx_bytes: sum(&self.tx, |queue| queue.bytes.get()),
             doorbells: sum(&self.rx, |queue| queue.doorbells.get())
                 + sum(&self.tx, |queue| queue.doorbells.get()),
+            punted: sum(&self.rx, |queue| queue.punted.get()),
             drops,
         }
     }

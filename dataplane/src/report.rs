@@ -88,6 +88,8 @@ pub struct PortReport {
     pub tx_bytes: u64,
     /// Lost packets by reason; reasons that never happened are left out.
     pub drops: BTreeMap<String, u64>,
+    /// Received packets that were handed to the port's exception port: `rx_packets` has them, and what became of them is in that one's numbers.
+    pub punted: u64,
     /// Times the kernel was woken for this port.
     pub doorbells: u64,
     /// Numbers of the driver's own.
@@ -146,6 +148,7 @@ impl PortReport {
             tx_packets: sample.tx_packets,
             tx_bytes: sample.tx_bytes,
             drops: sample.drops.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
+            punted: sample.punted,
             doorbells: sample.doorbells,
             extra: entry.port.extra_counters().into_iter().collect(),
         }

@@ -109,6 +109,8 @@ pub(crate) struct Input {
     pub(crate) queue: Box<dyn RxQueue>,
     pub(crate) port: PortId,
     pub(crate) bell: Option<Bell>,
+    /// Where it is an exception port's: what the kernel sends by it goes out by this port, and the run does not wait for it.
+    pub(crate) exception_of: Option<PortId>,
 }
 
 /// What the framework gives a worker.
@@ -162,6 +164,7 @@ impl<A: Application> Worker<A> {
     /// Runs until told to stop, or until there is nothing left to do, in isolation where it is given. Gives the application back.
     pub(crate) fn run(mut self, mut isolated: Option<Isolated>) -> (A, LoopGap) {
         let mut batch = Batch::new();
+        let receives = self.inputs.iter().any(|input| input.exception_of.is_none());
         let window = isolated.as_ref().and_then(Isolated::window);
         self.outputs.set_window(window.as_ref());
         self.inputs
@@ -193,12 +196,15 @@ impl<A: Application> Worker<A> {
             for (index, input) in self.inputs.iter_mut().enumerate() {
                 input.queue.receive(&mut batch);
                 if batch.is_empty() {
-                    open |= !input.queue.is_finished();
+                    open |= input.exception_of.is_none() && !input.queue.is_finished();
                 } else {
-                    open = true;
+                    open |= input.exception_of.is_none();
                     moved += batch.len() as u64;
                     self.outputs.set_source(index);
-                    self.application.process(&mut batch, input.port, &mut self.outputs);
+                    match input.exception_of {
+                        None => self.application.process(&mut batch, input.port, &mut self.outputs),
+                        Some(port) => self.outputs.send(port, &mut batch),
+                    }
                     if !batch.is_empty() {
                         self.outputs.discard(&mut batch, nic::DropReason::Application);
                     }
@@ -213,7 +219,7 @@ impl<A: Application> Worker<A> {
                 // A full queue of events means that the control core has plenty to say already.
                 let _ = self.state.events.push(gone);
             }
-            let ended = !open && !self.inputs.is_empty() && !self.application.is_sending();
+            let ended = !open && receives && !self.application.is_sending();
             if ended || self.application.is_finished() {
                 break;
             }

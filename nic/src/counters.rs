@@ -89,6 +89,10 @@ drop_reasons! {
     TxUnsent = "tx_unsent",
     /// The application sent it to a port that this worker has no transmit queue of.
     NoTxQueue = "no_tx_queue",
+    /// More packets of its class came for the exception port than `--punt-limit` lets through.
+    PuntRate = "punt_rate",
+    /// The application handed it to the kernel, and the port it came in by has no exception port.
+    NoExceptionPort = "no_exception_port",
     /// The application dropped it: left it in the batch, or said so.
     Application = "application",
 }
@@ -110,6 +114,8 @@ pub struct QueueCounters {
     pub bytes: Counter,
     /// Frames that are on this queue's rings now.
     pub held: Counter,
+    /// Of the received ones, those that were handed to the port's exception port.
+    pub punted: Counter,
     /// Times the kernel had to be woken.
     pub doorbells: Counter,
     drops: [Counter; DropReason::ALL.len()],

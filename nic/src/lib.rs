@@ -28,6 +28,8 @@ pub mod spec;
 #[cfg(not(loom))]
 mod sys;
 #[cfg(not(loom))]
+mod tap;
+#[cfg(not(loom))]
 pub mod traffic;
 #[cfg(not(loom))]
 mod veth;

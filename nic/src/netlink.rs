@@ -178,6 +178,17 @@ impl RouteSocket {
         self.change(Request::new(libc::RTM_NEWLINK, flags, &interface_message(index, up, up)))
     }
 
+    /// Sets an interface's Ethernet address, where one is given, and its MTU.
+    pub(crate) fn set_link(&self, index: u32, mac: Option<[u8; 6]>, mtu: u32) -> io::Result<()> {
+        let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
+        let mut request = Request::new(libc::RTM_NEWLINK, flags, &interface_message(index, 0, 0))
+            .attribute(libc::IFLA_MTU, &mtu.to_ne_bytes());
+        if let Some(mac) = mac {
+            request = request.attribute(libc::IFLA_ADDRESS, &mac);
+        }
+        self.change(request)
+    }
+
     /// Gives an interface an address of `prefix` network bits.
     pub(crate) fn add_address(&self, index: u32, address: std::net::IpAddr, prefix: u8) -> io::Result<()> {
         let (family, bytes) = match address {

@@ -5,7 +5,9 @@
 #![forbid(unsafe_code)]
 
 use clap::Parser;
-use dataplane::{Application, DataplaneArgs, Outputs, Plan, PortMap, WorkerContext, ethernet::Addresses};
+use dataplane::{
+    Application, DataplaneArgs, Outputs, Plan, PortMap, WorkerContext, ethernet::Addresses, punt::Local,
+};
 use nic::{Batch, MacAddress, PortId};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -26,8 +28,9 @@ struct Args {
     no_mac_updating: bool,
 }
 
-/// By the port a packet came in by: where it goes, and the addresses it gets (`None` to leave its own).
-struct L2Fwd(Vec<(PortId, Option<Addresses>)>);
+/// By the port a packet came in by: where it goes, the addresses it gets (`None` to leave its own), and what is for the port
+/// itself (`--exception`), to be handed to the kernel.
+struct L2Fwd(Vec<(PortId, Option<Addresses>, Option<Local>)>);
 
 impl L2Fwd {
     fn new(worker: &WorkerContext, portmap: &PortMap, mac_updating: bool) -> Self {
@@ -35,7 +38,8 @@ impl L2Fwd {
             let to = portmap[from];
             let [high, low] = to.0.to_be_bytes();
             let destination = MacAddress([0x02, 0, 0, 0, high, low]);
-            (to, mac_updating.then(|| Addresses::new(destination, worker.port(to).mac)))
+            let addresses = mac_updating.then(|| Addresses::new(destination, worker.port(to).mac));
+            (to, addresses, worker.port(from).local.clone())
         };
         Self(worker.ports.iter().map(|port| route(port.id)).collect())
     }
@@ -44,11 +48,14 @@ impl L2Fwd {
 impl Application for L2Fwd {
     #[inline]
     fn process(&mut self, packets: &mut Batch, from: PortId, out: &mut Outputs) {
-        let (to, addresses) = self.0[usize::from(from.0)];
+        let (to, addresses, local) = &self.0[usize::from(from.0)];
+        if let Some(local) = local {
+            local.punt(packets, out);
+        }
         if let Some(addresses) = addresses {
             packets.iter_mut().for_each(|packet| addresses.write(packet));
         }
-        out.send(to, packets);
+        out.send(*to, packets);
     }
 }
 

@@ -213,6 +213,7 @@ mod tests {
                 name: "mem:test".into(),
                 mac: MacAddress::default(),
                 max_packet_len: 65535,
+                local: None,
             };
             let ports = [port(0), port(1)].into();
             let worker = WorkerContext { worker: 0, workers: 1, cpu: 0, ports, pool: pool.clone() };

@@ -12,8 +12,10 @@
 //! back, `tx_dropped` where the kernel took it and the device refused it, and held until then.
 
 mod abi;
+mod assembler;
 mod device;
 mod doorbell;
+mod filter;
 mod index;
 mod interface;
 mod ledger;
@@ -58,6 +60,10 @@ pub(crate) const DRIVER: Driver = Driver {
         (
             "afxdp:IFACE?busy_poll=MICROSECONDS&busy_poll_budget=64&tx_budget=128&channels=N",
             "preferred busy polling, packets for each wake-up, and the number of channels to set",
+        ),
+        (
+            "afxdp:IFACE?pass=arp,icmp,tcp:PORT,udp:PORT",
+            "leaves these packets to the kernel: ICMP and ICMPv6, TCP and UDP to these ports",
         ),
     ],
     check,

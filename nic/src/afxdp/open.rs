@@ -191,7 +191,7 @@ impl Opening<'_> {
             Binding::Driver => &[Hook::Native],
             Binding::Generic => &[Hook::Generic],
         };
-        let program = Program::load(self.context.queues(self.options), several)
+        let program = Program::load(self.context.queues(self.options), &self.options.filter, several)
             .map_err(|error| self.failed("cannot load the XDP program", &error))?;
         let mut last = None;
         for hook in hooks {
@@ -375,6 +375,7 @@ impl Opening<'_> {
         if self.options.busy_poll_us > 0 {
             mode.push(format!("busy polling {} us", self.options.busy_poll_us));
         }
+        mode.extend(self.options.filter.describe());
         mode.push(format!("{count} queue{}", if count == 1 { "" } else { "s" }));
         let port = AfxdpPort {
             name: self.spec.name(),

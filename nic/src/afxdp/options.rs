@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::abi::XDP_PACKET_HEADROOM;
+use super::filter::Filter;
 use super::interface::Interface;
 use super::quirks;
 use crate::port::PortError;
@@ -65,6 +66,8 @@ pub(crate) struct Options {
     pub(crate) tx_budget: u32,
     /// The number of channels to set the interface to.
     pub(crate) channels: Option<u32>,
+    /// What is left to the kernel.
+    pub(crate) filter: Filter,
 }
 
 /// The keys, for those who pass them on.
@@ -80,6 +83,7 @@ const KEYS: &[&str] = &[
     "tx_ring",
     "tx_budget",
     "channels",
+    "pass",
 ];
 
 impl Options {
@@ -124,6 +128,7 @@ impl Options {
             tx_ring,
             tx_budget: spec.number("tx_budget", 32..=u64::from(tx_ring), u64::from(tx_ring.min(128)))? as u32,
             channels: (channels > 0).then_some(channels),
+            filter: Filter::read(spec)?,
         })
     }
 

@@ -1,25 +1,16 @@
 //! The XDP program: each packet goes to the AF_XDP socket of the queue it came in by, or on to the kernel where there is none.
 //!
-//! It is six instructions, so they are assembled here: no compiler, no object file, no library to load it.
+//! It is six instructions, and some more where a filter leaves packets to the kernel, so they are assembled here: no compiler, no
+//! object file, no library to load it.
 #![forbid(unsafe_code)]
 
 use super::abi::{self, Instruction};
+use super::assembler::{Assembler, Label, Register};
+use super::filter::Filter;
 use super::sys;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-/// A register.
-#[derive(Clone, Copy)]
-#[repr(u8)]
-enum Register {
-    R0 = 0,
-    R1 = 1,
-    R2 = 2,
-    R3 = 3,
-}
-
-/// `BPF_PSEUDO_MAP_FD`: the constant is a descriptor, to be turned into the map.
-const MAP_DESCRIPTOR: u8 = 1;
 /// `bpf_redirect_map` of the helper functions.
 const REDIRECT_MAP: i32 = 51;
 /// `XDP_PASS`.
@@ -27,54 +18,26 @@ const PASS: i32 = 2;
 /// Where `struct xdp_md` has the receive queue's number.
 const RX_QUEUE_INDEX: i16 = 16;
 
-/// Writes instructions, by the opcodes of
-/// [RFC 9669](https://www.rfc-editor.org/rfc/rfc9669.html).
-#[derive(Default)]
-struct Assembler(Vec<Instruction>);
-
-impl Assembler {
-    fn emit(mut self, code: u8, target: Register, source: u8, offset: i16, immediate: i32) -> Self {
-        let registers = target as u8 | source << 4;
-        self.0.push(Instruction { code, registers, offset, immediate });
-        self
-    }
-
-    /// target = *(u32 *)(source + offset)
-    fn load_word(self, target: Register, source: Register, offset: i16) -> Self {
-        self.emit(0x61, target, source as u8, offset, 0)
-    }
-
-    /// target = immediate
-    fn move_constant(self, target: Register, immediate: i32) -> Self {
-        self.emit(0xb7, target, 0, 0, immediate)
-    }
-
-    /// target = the map of a descriptor; takes two places.
-    fn load_map(self, target: Register, map: RawFd) -> Self {
-        self.emit(0x18, target, MAP_DESCRIPTOR, 0, map).emit(0, Register::R0, 0, 0, 0)
-    }
-
-    /// r0 = helper(r1, r2, r3, ...)
-    fn call(self, helper: i32) -> Self {
-        self.emit(0x85, Register::R0, 0, 0, helper)
-    }
-
-    /// return r0
-    fn exit(self) -> Self {
-        self.emit(0x95, Register::R0, 0, 0, 0)
-    }
-}
-
 /// `return bpf_redirect_map(&map, context->rx_queue_index, XDP_PASS)`: the last argument is what is returned
-/// for a queue that the map has no socket for.
-fn instructions(map: RawFd) -> Vec<Instruction> {
-    Assembler::default()
-        .load_word(Register::R2, Register::R1, RX_QUEUE_INDEX)
-        .load_map(Register::R1, map)
-        .move_constant(Register::R3, PASS)
-        .call(REDIRECT_MAP)
+/// for a queue that the map has no socket for. Before that, what the filter names passes.
+pub(super) fn instructions(map: RawFd, filter: &Filter) -> Vec<Instruction> {
+    let redirect = |assembler: Assembler, context| {
+        assembler
+            .load_word(Register::R2, context, RX_QUEUE_INDEX)
+            .load_map(Register::R1, map)
+            .move_constant(Register::R3, PASS)
+            .call(REDIRECT_MAP)
+            .exit()
+    };
+    if filter.is_empty() {
+        return redirect(Assembler::default(), Register::R1).finish();
+    }
+    let kept = Assembler::default().move_register(Register::R6, Register::R1);
+    redirect(filter.emit(kept, Register::R6).label(Label::Redirect), Register::R6)
+        .label(Label::Pass)
+        .move_constant(Register::R0, PASS)
         .exit()
-        .0
+        .finish()
 }
 
 /// Where the program sits.
@@ -111,9 +74,9 @@ pub(super) struct Program {
 
 impl Program {
     /// Loads it, for queues 0 to `queues` - 1; `frags` where packets may come in several buffers.
-    pub(super) fn load(queues: u32, frags: bool) -> io::Result<Self> {
+    pub(super) fn load(queues: u32, filter: &Filter, frags: bool) -> io::Result<Self> {
         let map = sys::create_socket_map(queues, *b"isoplane_xsks\0\0\0")?;
-        let instructions = instructions(map.as_raw_fd());
+        let instructions = instructions(map.as_raw_fd(), filter);
         let flags = if frags { abi::BPF_F_XDP_HAS_FRAGS } else { 0 };
         let load = |log: &mut [u8]| {
             sys::load_program(&instructions, c"Dual MIT/GPL", flags, *b"isoplane_xdp\0\0\0\0", log)
@@ -153,7 +116,7 @@ mod tests {
     /// The bytes, as `llvm-objdump -d` of the same program in C shows them.
     #[test]
     fn the_program_is_these_bytes() {
-        let bytes: Vec<u8> = instructions(0x11)
+        let bytes: Vec<u8> = instructions(0x11, &Filter::default())
             .iter()
             .flat_map(|instruction| {
                 let mut bytes = vec![instruction.code, instruction.registers];
