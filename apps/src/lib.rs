@@ -1,6 +1,7 @@
 //! What the binaries share: how a run starts and how it ends.
 #![forbid(unsafe_code)]
 
+pub mod ctl;
 pub mod pktgen;
 
 use clap::Parser;
@@ -25,13 +26,20 @@ pub fn run<Args: Parser>(main: impl FnOnce(Args) -> anyhow::Result<()>) -> ExitC
     };
     let filter =
         tracing_subscriber::EnvFilter::try_from_env("ISOPLANE_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let log = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .with_target(false)
         .without_time()
-        .init();
+        // Last: what is set behind it, it would not know.
+        .with_env_filter(filter)
+        .with_filter_reloading();
+    let filter = log.reload_handle();
+    dataplane::telemetry::change_log_level_by(move |level| {
+        let new = tracing_subscriber::EnvFilter::new(level.name());
+        filter.reload(new).map_err(|error| format!("the log level cannot be changed: {error}"))
+    });
+    log.init();
     match main(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -23,6 +23,7 @@ mod registry;
 mod report;
 mod signals;
 mod table;
+pub mod telemetry;
 mod violations;
 mod worker;
 

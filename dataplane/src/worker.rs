@@ -32,6 +32,8 @@ pub(crate) struct WorkerCounters {
     pub(crate) turns: Counter,
     /// The longest loop gap since the control core last looked, in ticks.
     pub(crate) longest_gap_tsc: Counter,
+    /// The longest of the whole run.
+    pub(crate) longest_of_all_tsc: Counter,
     /// Set by the control core when it has looked.
     pub(crate) gap_seen: AtomicBool,
 }
@@ -106,6 +108,7 @@ pub(crate) struct Input {
     pub(crate) queue: Box<dyn RxQueue>,
     pub(crate) port: PortId,
     pub(crate) bell: Option<Bell>,
+    pub(crate) down: Arc<AtomicBool>,
 }
 
 /// What the framework gives a worker.
@@ -192,7 +195,11 @@ impl<A: Application> Worker<A> {
                     open = true;
                     moved += batch.len() as u64;
                     self.outputs.set_source(index);
-                    self.application.process(&mut batch, input.port, &mut self.outputs);
+                    if input.down.load(Ordering::Relaxed) {
+                        self.outputs.discard(&mut batch, nic::DropReason::AdminDown);
+                    } else {
+                        self.application.process(&mut batch, input.port, &mut self.outputs);
+                    }
                     if !batch.is_empty() {
                         self.outputs.discard(&mut batch, nic::DropReason::Application);
                     }
@@ -274,6 +281,7 @@ impl<A: Application> Worker<A> {
         }
         if gap > counters.longest_gap_tsc.get() {
             counters.longest_gap_tsc.set(gap);
+            counters.longest_of_all_tsc.set(gap.max(counters.longest_of_all_tsc.get()));
         } else if counters.gap_seen.load(Ordering::Relaxed) {
             counters.gap_seen.store(false, Ordering::Relaxed);
             counters.longest_gap_tsc.set(0);

@@ -89,6 +89,8 @@ drop_reasons! {
     TxUnsent = "tx_unsent",
     /// The application sent it to a port that this worker has no transmit queue of.
     NoTxQueue = "no_tx_queue",
+    /// It came in by a port, or was sent to one, that had been set down (`isoplane ctl set port N down`).
+    AdminDown = "admin_down",
     /// The application dropped it: left it in the batch, or said so.
     Application = "application",
 }
