@@ -81,6 +81,14 @@ impl Buffers {
     }
 }
 
+#[cfg(test)]
+impl Buffers {
+    /// Bytes of memory.
+    pub(super) fn room(&self) -> usize {
+        self.input.len() + self.output.capacity()
+    }
+}
+
 /// See the module.
 pub(super) struct Client {
     stream: Stream,

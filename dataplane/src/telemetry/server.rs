@@ -32,8 +32,8 @@ impl Default for Limits {
     }
 }
 
-/// Connections that are taken before those that are there have a turn.
-const ACCEPTED_A_TURN: usize = 16;
+/// Connections of a kind that are taken before those that are there have a turn.
+const ACCEPTED_A_TURN: usize = 8;
 /// After a turn it sleeps this many times as long as that took.
 const REST: u32 = 4;
 const LONGEST_REST: Duration = Duration::from_millis(50);
@@ -113,21 +113,20 @@ impl Server {
 
     /// Takes connections; an error where there is none to be had.
     fn accept(&mut self) -> io::Result<()> {
-        for _ in 0..ACCEPTED_A_TURN {
-            let ctl = self.endpoints.ctl.as_ref().map(|socket| socket.listener.accept());
-            let metrics = self.endpoints.metrics.as_ref().map(|listener| listener.accept());
-            let ctl = taken(ctl.map(|taken| {
-                let (stream, _) = taken?;
+        for _ in 0..ACCEPTED_A_TURN.min(self.limits.clients / 2) {
+            let ctl = self.endpoints.ctl.as_ref().map(|socket| {
+                let (stream, _) = socket.listener.accept()?;
                 stream.set_nonblocking(true).map(|()| Stream::Ctl(stream))
-            }))?;
-            let metrics = taken(metrics.map(|taken| {
-                let (stream, _) = taken?;
+            });
+            let ctl = taken(ctl)?.map(|stream| self.add(stream));
+            let metrics = self.endpoints.metrics.as_ref().map(|listener| {
+                let (stream, _) = listener.accept()?;
                 stream.set_nonblocking(true).map(|()| Stream::Http(stream))
-            }))?;
+            });
+            let metrics = taken(metrics)?.map(|stream| self.add(stream));
             if ctl.is_none() && metrics.is_none() {
                 break;
             }
-            ctl.into_iter().chain(metrics).for_each(|stream| self.add(stream));
         }
         Ok(())
     }
@@ -140,8 +139,14 @@ impl Server {
                 longest.map(|(index, _)| index).map(|index| self.clients.swap_remove(index).into_buffers())
             }
         };
-        if let Some(buffers) = buffers {
-            self.clients.push(Client::new(stream, buffers));
+        let Some(buffers) = buffers else { return };
+        // At once: what it has to ask is mostly here already, and many have gone again.
+        let mut client = Client::new(stream, buffers);
+        client.turn(&self.view);
+        if client.is_closed() {
+            self.spare.push(client.into_buffers());
+        } else {
+            self.clients.push(client);
         }
     }
 
@@ -174,3 +179,7 @@ fn taken(accepted: Option<io::Result<Stream>>) -> io::Result<Option<Stream>> {
         },
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -10,6 +10,7 @@ use crate::registry::{PortSample, Registry, WorkerSample};
 use crate::report::PortReport;
 use crate::violations::Watcher;
 use crate::worker::WorkerCounters;
+use crossbeam_queue::ArrayQueue;
 use nic::port::LinkState;
 use nic::{DropReason, Pool, QueueCounters};
 use percpu::tsc;
@@ -25,7 +26,12 @@ pub(crate) struct View {
     pool: Pool,
     started: SystemTime,
     said: Mutex<Said>,
+    /// What clients switched, by port, for the log.
+    switched: ArrayQueue<(usize, bool)>,
 }
+
+/// So many switches wait for the log; a client that switches faster is not told of each time.
+const SWITCHES: usize = 16;
 
 struct PortView {
     name: String,
@@ -34,8 +40,6 @@ struct PortView {
     rx: Vec<Arc<QueueCounters>>,
     tx: Vec<Arc<QueueCounters>>,
     down: Arc<AtomicBool>,
-    /// Whether the log has it that the port is down.
-    logged_down: AtomicBool,
 }
 
 /// What only the control core knows.
@@ -74,7 +78,6 @@ impl View {
             rx: entry.rx.clone(),
             tx: entry.tx.clone(),
             down: Arc::clone(&entry.down),
-            logged_down: AtomicBool::new(false),
         };
         let workers = registry.workers.iter().map(|entry| (entry.cpu, Arc::clone(&entry.counters)));
         let view = Self {
@@ -83,6 +86,7 @@ impl View {
             pool: pool.clone(),
             started: SystemTime::now(),
             said: Mutex::default(),
+            switched: ArrayQueue::new(SWITCHES),
         };
         view.publish(registry, None);
         view
@@ -123,12 +127,13 @@ impl View {
 
     /// The log is the control core's, which may wait for whoever reads it.
     fn log_switches(&self) {
-        for (number, port) in self.ports.iter().enumerate() {
-            let down = port.down.load(Ordering::Relaxed);
-            if port.logged_down.swap(down, Ordering::Relaxed) != down {
-                let state = if down { "down" } else { "up" };
-                tracing::info!("port {number} ({}) was set {state} by a client", port.name);
-            }
+        for _ in 0..SWITCHES {
+            let Some((number, up)) = self.switched.pop() else { return };
+            tracing::info!(
+                "port {number} ({}) was set {} by a client",
+                self.ports[number].name,
+                up_or_down(up)
+            );
         }
     }
 
@@ -185,8 +190,13 @@ impl View {
             ));
         };
         port.down.store(!setting.up, Ordering::Relaxed);
-        Ok(format!("port {number} ({}) is set {}", port.name, if setting.up { "up" } else { "down" }))
+        let _ = self.switched.push((number, setting.up));
+        Ok(format!("port {number} ({}) is set {}", port.name, up_or_down(setting.up)))
     }
+}
+
+fn up_or_down(up: bool) -> &'static str {
+    if up { "up" } else { "down" }
 }
 
 impl Snapshot {
@@ -224,7 +234,6 @@ pub(super) mod tests {
             rx: vec![Arc::clone(&counters)],
             tx: Vec::new(),
             down: Arc::default(),
-            logged_down: AtomicBool::new(false),
         };
         let view = View {
             ports: vec![port],
@@ -232,6 +241,7 @@ pub(super) mod tests {
             pool: Pool::new(&PoolConfig { frames: 64, ..PoolConfig::default() }).unwrap(),
             started: SystemTime::now(),
             said: Mutex::default(),
+            switched: ArrayQueue::new(SWITCHES),
         };
         (Arc::new(view), counters)
     }
