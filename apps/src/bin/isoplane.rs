@@ -46,6 +46,7 @@ enum Command {
     Restore(Restore),
     /// Ask a run that goes on for its numbers, or change something of it
     #[command(
+        arg_required_else_help = false,
         after_help = "The run is one that was started with --ctl SOCKET. docs/live-control.md has the protocol.\n\nExit status: 0 when answered, 1 when the run refuses or cannot be reached, 2 when the options are wrong."
     )]
     Ctl(apps::ctl::Ctl),

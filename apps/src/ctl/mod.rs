@@ -36,7 +36,7 @@ enum Command {
         subject: Subject,
     },
     /// Change something
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = false)]
     Set(Set),
 }
 

@@ -42,7 +42,7 @@ pub(crate) struct Endpoints {
 impl Endpoints {
     /// Binds what was asked for.
     pub(crate) fn open(args: &DataplaneArgs) -> Result<Self, Error> {
-        let ctl = args.ctl.as_deref().map(SocketFile::bind).transpose().map_err(Error::Endpoint)?;
+        let ctl = args.ctl.as_deref().map(SocketFile::bind).transpose()?;
         let metrics = match args.metrics {
             Some(address) => {
                 let bound = TcpListener::bind(address).and_then(|listener| {

@@ -4,6 +4,7 @@
 //! second finds the path taken.
 #![forbid(unsafe_code)]
 
+use crate::error::Error;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use std::fs::{self, Metadata, Permissions};
@@ -69,15 +70,14 @@ fn remove_stale(path: &Path) -> Result<(), String> {
 
 impl SocketFile {
     /// Listens at `path`, in the place of a dead run's socket if there is one. The error is one line that says what to do.
-    pub(super) fn bind(path: &Path) -> Result<Self, String> {
+    pub(super) fn bind(path: &Path) -> Result<Self, Error> {
         let shown = path.display();
         let bytes = path.as_os_str().len();
         if bytes == 0 || bytes > LONGEST {
-            return Err(format!(
-                "--ctl {shown}: a socket's path has 1 to {LONGEST} bytes, not {bytes}: choose another"
-            ));
+            let problem = format!("a socket's path has 1 to {LONGEST} bytes, not {bytes}: choose another");
+            return Err(Error::Configuration(format!("--ctl {shown}: {problem}")));
         }
-        remove_stale(path)?;
+        remove_stale(path).map_err(Error::Endpoint)?;
         let mut beside = path.as_os_str().to_owned();
         beside.push(format!(".{}", std::process::id()));
         let beside = PathBuf::from(beside);
@@ -92,7 +92,7 @@ impl SocketFile {
             Ok((listener, linked?))
         });
         let (listener, own) =
-            bound.map_err(|error| format!("--ctl {shown}: {error}; choose another path"))?;
+            bound.map_err(|error| Error::Endpoint(format!("--ctl {shown}: {error}; choose another path")))?;
         // Whatever becomes of the working directory.
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         Ok(Self { listener, path, own })
@@ -114,7 +114,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     fn refusal(path: &Path) -> String {
-        SocketFile::bind(path).err().unwrap()
+        SocketFile::bind(path).err().unwrap().to_string()
     }
 
     #[test]
