@@ -5,7 +5,7 @@ pub mod ctl;
 pub mod pktgen;
 
 use clap::Parser;
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
@@ -54,6 +54,11 @@ pub fn run<Args: Parser>(main: impl FnOnce(Args) -> anyhow::Result<()>) -> ExitC
 fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let problem = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    if let (ErrorKind::MissingRequiredArgument, Some(ContextValue::Strings(missing))) =
+        (error.kind(), error.get(ContextKind::InvalidArg))
+    {
+        return format!("{} is missing (--help lists the options)", missing.join(" "));
+    }
     match error.get(ContextKind::SuggestedArg).or(error.get(ContextKind::SuggestedValue)) {
         Some(ContextValue::String(known)) => format!("{problem}: did you mean {known}?"),
         Some(ContextValue::Strings(known)) => format!("{problem}: did you mean {}?", known.join(" or ")),

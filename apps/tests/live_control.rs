@@ -399,7 +399,7 @@ fn wrong_commands_are_refused_in_words() {
     for (args, word) in [
         (&["ctl"][..], "subcommand"),
         (&["ctl", "set"], "subcommand"),
-        (&["ctl", "show"], "SUBJECT"),
+        (&["ctl", "show"], "<SUBJECT> is missing"),
         (&["ctl", "show", "prots"], "did you mean ports"),
         (&["ctl", "set", "port", "x", "down"], "invalid digit"),
         (&["ctl", "set", "port", "0", "sideways"], "up, down"),

@@ -81,14 +81,6 @@ impl Buffers {
     }
 }
 
-#[cfg(test)]
-impl Buffers {
-    /// Bytes of memory.
-    pub(super) fn room(&self) -> usize {
-        self.input.len() + self.output.capacity()
-    }
-}
-
 /// See the module.
 pub(super) struct Client {
     stream: Stream,
@@ -112,6 +104,12 @@ impl Client {
         // A long answer's room is not kept for good.
         self.buffers.output.shrink_to(ANSWER_BYTES);
         self.buffers
+    }
+
+    /// Bytes of memory that it holds.
+    #[cfg(test)]
+    pub(super) fn room(&self) -> usize {
+        self.buffers.input.len() + self.buffers.output.capacity()
     }
 
     pub(super) fn descriptor(&self) -> BorrowedFd<'_> {

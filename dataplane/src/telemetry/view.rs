@@ -277,6 +277,12 @@ pub(super) mod tests {
         let (view, _) = view();
         let registry = Registry { ports: Vec::new(), workers: Vec::new(), view: None };
         let _answering = view.said();
-        view.publish(&registry, None);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let publishing = Arc::clone(&view);
+        std::thread::spawn(move || {
+            publishing.publish(&registry, None);
+            let _ = sender.send(());
+        });
+        receiver.recv_timeout(std::time::Duration::from_secs(20)).expect("it waits");
     }
 }

@@ -138,14 +138,33 @@ fn a_gibibyte_in_one_line_is_refused_in_words_and_takes_no_memory() {
     assert!(text.starts_with(b"HTTP/1.1 431 "), "{}", String::from_utf8_lossy(&text));
     served.assert_serves();
     let (server, _) = served.end();
-    let room: usize = server
-        .clients
-        .into_iter()
-        .map(Client::into_buffers)
-        .chain(server.spare)
-        .map(|buffers| buffers.room())
-        .sum();
-    assert!(room <= 4 * (LONGEST_REQUEST + (64 << 10)), "{room} bytes of buffers");
+    assert_bounded(&server);
+}
+
+#[track_caller]
+fn assert_bounded(server: &Server) {
+    for client in &server.clients {
+        assert!(client.room() <= LONGEST_REQUEST + (64 << 10), "{} bytes of buffers", client.room());
+    }
+}
+
+#[test]
+fn who_does_not_read_is_heard_no_further_while_others_ask() {
+    let served = Served::new(Limits { clients: 4, patience: LIMIT });
+    let mut stream = served.connect();
+    stream.set_write_timeout(Some(Duration::from_millis(50))).unwrap();
+    let request = b"{\"show\": \"ports\"}\n".repeat(100);
+    assert!(
+        (0..100_000).any(|_| stream.write_all(&request).is_err()),
+        "the server has taken 180 MB of requests"
+    );
+    let mut other = served.connect();
+    for _ in 0..500 {
+        assert!(ask(&mut other, ASK).starts_with("{\"pool\":"));
+    }
+    let (server, _) = served.end();
+    assert_eq!(server.clients.len(), 2);
+    assert_bounded(&server);
 }
 
 #[test]
