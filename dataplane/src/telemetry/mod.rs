@@ -2,7 +2,7 @@
 //!
 //! A thread of its own serves both, on the control core's CPU. Not the control core's own thread, whose table a slow terminal can hold up, and which
 //! must never wait for a client. It reads the counters where the workers write them; what only the control core knows (links, violations), the
-//! control core puts into the [`View`] ten times a second. Neither waits for the other, and no worker learns that anyone asked.
+//! control core puts into the `View` ten times a second. Neither waits for the other, and no worker learns that anyone asked.
 //!
 //! It lives in isolated workers' address space: its thread, its connections' buffers and its descriptors' table are made before they
 //! enter, and its memory is the heap that isolation keeps as it is. A client costs a worker nothing.
