@@ -1,10 +1,11 @@
 //! What the binaries share: how a run starts and how it ends.
 #![forbid(unsafe_code)]
 
+pub mod ctl;
 pub mod pktgen;
 
 use clap::Parser;
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
@@ -25,13 +26,20 @@ pub fn run<Args: Parser>(main: impl FnOnce(Args) -> anyhow::Result<()>) -> ExitC
     };
     let filter =
         tracing_subscriber::EnvFilter::try_from_env("ISOPLANE_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let log = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .with_target(false)
         .without_time()
-        .init();
+        // Last: what is set behind it, it would not know.
+        .with_env_filter(filter)
+        .with_filter_reloading();
+    let filter = log.reload_handle();
+    dataplane::telemetry::change_log_level_by(move |level| {
+        let new = tracing_subscriber::EnvFilter::new(level.name());
+        filter.reload(new).map_err(|error| format!("the log level cannot be changed: {error}"))
+    });
+    log.init();
     match main(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -46,6 +54,11 @@ pub fn run<Args: Parser>(main: impl FnOnce(Args) -> anyhow::Result<()>) -> ExitC
 fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let problem = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    if let (ErrorKind::MissingRequiredArgument, Some(ContextValue::Strings(missing))) =
+        (error.kind(), error.get(ContextKind::InvalidArg))
+    {
+        return format!("{} is missing (--help lists the options)", missing.join(" "));
+    }
     match error.get(ContextKind::SuggestedArg).or(error.get(ContextKind::SuggestedValue)) {
         Some(ContextValue::String(known)) => format!("{problem}: did you mean {known}?"),
         Some(ContextValue::Strings(known)) => format!("{problem}: did you mean {}?", known.join(" or ")),

@@ -9,6 +9,7 @@ use isolation::Signals;
 use nic::PortSpec;
 use nic::memory::PageChoice;
 use percpu::CpuList;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -98,6 +99,14 @@ pub struct DataplaneArgs {
     #[arg(long, value_name = "FILE.json", help_heading = "Run")]
     pub report: Option<PathBuf>,
 
+    /// Answer "isoplane ctl" on this unix socket
+    #[arg(long, value_name = "SOCKET", help_heading = "Run")]
+    pub ctl: Option<PathBuf>,
+
+    /// Serve Prometheus at http://ADDRESS:PORT/metrics
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = parse_address, help_heading = "Run")]
+    pub metrics: Option<SocketAddr>,
+
     /// No colours and no redrawing of the table
     #[arg(long, help_heading = "Run")]
     pub no_color: bool,
@@ -126,6 +135,14 @@ impl DataplaneArgs {
     pub(crate) fn port_specs(&self) -> Result<Vec<PortSpec>, nic::PortError> {
         self.ports.iter().map(|text| text.parse()).collect()
     }
+}
+
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        format!(
+            "\"{text}\" is no address and port: write 127.0.0.1:9100, [::1]:9100, or 0.0.0.0:9100 for all"
+        )
+    })
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {

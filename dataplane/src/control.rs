@@ -46,6 +46,7 @@ pub(crate) fn run(
                 break Some(gone);
             }
             state.pool.serve_requests();
+            registry.publish(watcher);
         }
         watcher.look(registry);
         let draw = !args.stats_period.is_zero() && elapsed >= next_table;

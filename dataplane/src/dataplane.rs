@@ -17,6 +17,7 @@ use crate::registry::{ExceptionEntry, PortEntry, Registry, WorkerEntry};
 use crate::report::{PoolReport, PortReport, Report, WorkerReport};
 use crate::signals::Signals;
 use crate::table::Table;
+use crate::telemetry::Endpoints;
 use crate::violations::{Place, Watcher};
 use crate::worker::{Input, Parts, RunState, Worker};
 use nic::port::{OpenContext, OpenPort, PortGone, RxQueue, TxQueue};
@@ -34,6 +35,7 @@ pub struct Dataplane {
     tx: Vec<Vec<Option<Box<dyn TxQueue>>>>,
     infos: Arc<[PortInfo]>,
     signals: Signals,
+    endpoints: Endpoints,
 }
 
 /// What is left of a run.
@@ -49,8 +51,9 @@ impl Dataplane {
         let dealt = plan.deal()?;
         // Before any port: a signal while one is opened must not end the process with something on the host changed.
         let signals = Signals::install().map_err(Error::system("cannot install signal handlers"))?;
+        let endpoints = Endpoints::open(&plan.args)?;
         let pool = Pool::new(&plan.pool_config(&dealt)?)?;
-        let mut registry = Registry { ports: Vec::new(), workers: Vec::new() };
+        let mut registry = Registry { ports: Vec::new(), workers: Vec::new(), view: None };
         let (mut rx, mut tx, mut infos) = (Vec::new(), Vec::new(), Vec::new());
         let plan_ports = plan.ports.len();
         let mut enter = |mut open: OpenPort, id: PortId, exception: Option<ExceptionEntry>| {
@@ -61,6 +64,7 @@ impl Dataplane {
                 rx: open.rx.iter().map(|queue| Arc::clone(queue.counters())).collect(),
                 tx: open.tx.iter().map(|queue| Arc::clone(queue.counters())).collect(),
                 link: open.port.link(),
+                down: Arc::default(),
                 port: open.port,
                 exception,
             });
@@ -105,7 +109,7 @@ impl Dataplane {
                 gaps: Arc::new(Gaps::new(256)),
             })
             .collect();
-        Ok(Self { plan, pool, dealt, registry, rx, tx, infos: infos.into(), signals })
+        Ok(Self { plan, pool, dealt, registry, rx, tx, infos: infos.into(), signals, endpoints })
     }
 
     /// What is known of the ports, by number.
@@ -148,6 +152,8 @@ impl Dataplane {
                 }
                 // It ends when the workers have, whatever they asked for last.
                 let _kicker = bells.start(self.plan.placement.control, &state)?;
+                let (endpoints, pool) = (std::mem::take(&mut self.endpoints), &self.pool);
+                let _telemetry = endpoints.start(&mut self.registry, pool, self.plan.placement.control)?;
                 // Only now: threads inherit the affinity mask of the one that makes them. A control CPU nobody asked for is
                 // a wish.
                 let pinned = percpu::pin_on_cpu(self.plan.placement.control);
@@ -265,7 +271,7 @@ impl Dataplane {
                 let bell = queue.doorbell().map(|doorbell| bells.make(port, doorbell, queue.counters()));
                 let entry = &self.registry.ports[usize::from(port.0)];
                 let exception_of = entry.exception.as_ref().map(|exception| exception.of);
-                Input { queue, port, bell, exception_of }
+                Input { queue, port, bell, exception_of, down: Arc::clone(&entry.down) }
             }));
         }
         let sources = inputs.iter().map(|input| Arc::clone(input.queue.counters())).collect();
@@ -274,7 +280,8 @@ impl Dataplane {
         for (port, queue) in queues.tx {
             if let Some(queue) = self.tx[usize::from(port.0)][queue].take() {
                 let bell = queue.doorbell().map(|doorbell| bells.make(port, doorbell, queue.counters()));
-                outputs.add(port, queue, bell);
+                let down = Arc::clone(&self.registry.ports[usize::from(port.0)].down);
+                outputs.add(port, queue, bell, down);
             }
         }
         let sleeper = Sleeper::new(self.plan.args.idle, inputs.iter().map(|input| &*input.queue))?;
@@ -287,12 +294,11 @@ impl Dataplane {
 
 fn worker_report(entry: &WorkerEntry, gap: &LoopGap) -> WorkerReport {
     let sample = entry.sample();
-    let per_packet = sample.busy_tsc as f64 / sample.packets as f64;
     WorkerReport {
         cpu: entry.cpu,
         packets: sample.packets,
-        tsc_per_packet: per_packet.is_finite().then_some((per_packet * 100.0).round() / 100.0),
-        turns: entry.counters.turns.get(),
+        tsc_per_packet: sample.tsc_per_packet(),
+        turns: sample.turns,
         sleeps: entry.counters.sleeps.get(),
         loop_gap_ns: gap.percentiles_ns(),
         affinity_changes: entry.affinity_changes,

@@ -51,6 +51,9 @@ pub enum Error {
         /// What the system answered.
         source: io::Error,
     },
+    /// A socket for clients cannot be had.
+    #[error("{0}")]
+    Endpoint(String),
     /// The machine would not tell about its CPUs, or gave no thread, pipe or signal handler.
     #[error("{what}: {source}")]
     System {

@@ -25,6 +25,7 @@ mod registry;
 mod report;
 mod signals;
 mod table;
+pub mod telemetry;
 mod violations;
 mod worker;
 

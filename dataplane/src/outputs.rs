@@ -8,6 +8,7 @@ use nic::counters::{DropReason, QueueCounters};
 use nic::port::{PortGone, TxQueue};
 use nic::{Batch, Packet, PortId};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The transmit queues of one worker.
 pub struct Outputs {
@@ -25,6 +26,7 @@ struct Output {
     queue: Box<dyn TxQueue>,
     counters: Arc<QueueCounters>,
     bell: Option<Bell>,
+    down: Arc<AtomicBool>,
     /// Packets sent one by one, until the batch is full or the loop turn ends.
     pending: Batch,
 }
@@ -33,6 +35,9 @@ impl Output {
     /// Moves packets to the ring; where it is full, rings the doorbell and tries once more.
     #[inline(always)]
     fn transmit(&mut self, packets: &mut Batch, gone: &mut Option<(PortId, PortGone)>) {
+        if self.down.load(Ordering::Relaxed) {
+            return self.refuse(packets);
+        }
         self.queue.transmit(packets);
         if !packets.is_empty() && self.queue.needs_doorbell() {
             self.ring(gone);
@@ -45,6 +50,13 @@ impl Output {
         if let Some(error) = self.bell.as_ref().and_then(Bell::ring) {
             gone.get_or_insert(error);
         }
+    }
+
+    /// The port is out of use.
+    #[cold]
+    fn refuse(&self, packets: &mut Batch) {
+        self.counters.drops(DropReason::AdminDown).add(packets.len() as u64);
+        packets.clear();
     }
 
     #[inline]
@@ -79,9 +91,15 @@ impl Outputs {
         }
     }
 
-    pub(crate) fn add(&mut self, to: PortId, queue: Box<dyn TxQueue>, bell: Option<Bell>) {
+    pub(crate) fn add(
+        &mut self,
+        to: PortId,
+        queue: Box<dyn TxQueue>,
+        bell: Option<Bell>,
+        down: Arc<AtomicBool>,
+    ) {
         let counters = Arc::clone(queue.counters());
-        self.queues[usize::from(to.0)] = Some(Output { queue, counters, bell, pending: Batch::new() });
+        self.queues[usize::from(to.0)] = Some(Output { queue, counters, bell, down, pending: Batch::new() });
     }
 
     /// Sends all packets of the batch, in order; what the port cannot take is dropped and counted at it.

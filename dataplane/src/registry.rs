@@ -3,13 +3,14 @@
 
 use crate::loop_gap::Gaps;
 use crate::punt::Addresses;
+use crate::telemetry::View;
 use crate::worker::WorkerCounters;
 use nic::port::{LinkState, Port};
 use nic::{DropReason, PortId, QueueCounters};
 use percpu::pin::Watch;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A port with the counters of its queues.
 pub(crate) struct PortEntry {
@@ -17,6 +18,8 @@ pub(crate) struct PortEntry {
     pub(crate) rx: Vec<Arc<QueueCounters>>,
     pub(crate) tx: Vec<Arc<QueueCounters>>,
     pub(crate) link: LinkState,
+    /// Set by who takes the port out of use while it is open.
+    pub(crate) down: Arc<AtomicBool>,
     /// Where it is the exception port of another.
     pub(crate) exception: Option<ExceptionEntry>,
 }
@@ -47,6 +50,8 @@ pub(crate) struct WorkerEntry {
 pub(crate) struct Registry {
     pub(crate) ports: Vec<PortEntry>,
     pub(crate) workers: Vec<WorkerEntry>,
+    /// What clients see, where there may be any.
+    pub(crate) view: Option<Arc<View>>,
 }
 
 /// A port's numbers at one moment.
@@ -72,28 +77,37 @@ impl PortSample {
 pub(crate) struct WorkerSample {
     pub(crate) packets: u64,
     pub(crate) busy_tsc: u64,
+    pub(crate) turns: u64,
     pub(crate) longest_gap_tsc: u64,
+    /// Of the whole run.
+    pub(crate) longest_of_all_tsc: u64,
 }
 
 impl PortEntry {
     pub(crate) fn sample(&self) -> PortSample {
+        PortSample::of(&self.rx, &self.tx)
+    }
+}
+
+impl PortSample {
+    /// Reads the counters of a port's queues, now.
+    pub(crate) fn of(rx: &[Arc<QueueCounters>], tx: &[Arc<QueueCounters>]) -> Self {
         let sum = |queues: &[Arc<QueueCounters>], of: fn(&QueueCounters) -> u64| {
             queues.iter().map(|queue| of(queue)).sum()
         };
         let mut drops = BTreeMap::new();
-        for (reason, count) in self.rx.iter().chain(&self.tx).flat_map(|queue| queue.all_drops()) {
+        for (reason, count) in rx.iter().chain(tx).flat_map(|queue| queue.all_drops()) {
             if count > 0 {
                 *drops.entry(reason).or_default() += count;
             }
         }
-        PortSample {
-            rx_packets: sum(&self.rx, |queue| queue.packets.get()),
-            rx_bytes: sum(&self.rx, |queue| queue.bytes.get()),
-            tx_packets: sum(&self.tx, |queue| queue.packets.get()),
-            tx_bytes: sum(&self.tx, |queue| queue.bytes.get()),
-            doorbells: sum(&self.rx, |queue| queue.doorbells.get())
-                + sum(&self.tx, |queue| queue.doorbells.get()),
-            punted: sum(&self.rx, |queue| queue.punted.get()),
+        Self {
+            rx_packets: sum(rx, |queue| queue.packets.get()),
+            rx_bytes: sum(rx, |queue| queue.bytes.get()),
+            tx_packets: sum(tx, |queue| queue.packets.get()),
+            tx_bytes: sum(tx, |queue| queue.bytes.get()),
+            punted: sum(rx, |queue| queue.punted.get()),
+            doorbells: sum(rx, |queue| queue.doorbells.get()) + sum(tx, |queue| queue.doorbells.get()),
             drops,
         }
     }
@@ -102,12 +116,27 @@ impl PortEntry {
 impl WorkerEntry {
     /// Reads the counters and starts the search for the longest gap anew.
     pub(crate) fn sample(&self) -> WorkerSample {
-        let sample = WorkerSample {
-            packets: self.counters.packets.get(),
-            busy_tsc: self.counters.busy_tsc.get(),
-            longest_gap_tsc: self.counters.longest_gap_tsc.get(),
-        };
+        let sample = WorkerSample::of(&self.counters);
         self.counters.gap_seen.store(true, Ordering::Relaxed);
         sample
+    }
+}
+
+impl WorkerSample {
+    /// Reads a worker's counters, now, and changes nothing.
+    pub(crate) fn of(counters: &WorkerCounters) -> Self {
+        Self {
+            packets: counters.packets.get(),
+            busy_tsc: counters.busy_tsc.get(),
+            turns: counters.turns.get(),
+            longest_gap_tsc: counters.longest_gap_tsc.get(),
+            longest_of_all_tsc: counters.longest_of_all_tsc.get(),
+        }
+    }
+
+    /// Ticks a packet, over the loop turns in which packets moved; `None` where none did.
+    pub(crate) fn tsc_per_packet(&self) -> Option<f64> {
+        let per_packet = self.busy_tsc as f64 / self.packets as f64;
+        per_packet.is_finite().then_some((per_packet * 100.0).round() / 100.0)
     }
 }

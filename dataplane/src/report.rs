@@ -2,9 +2,9 @@
 #![forbid(unsafe_code)]
 
 use crate::loop_gap::LoopGapNs;
-use crate::registry::PortEntry;
+use crate::registry::{PortEntry, PortSample};
 use nic::memory::Audit;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Everything a run counted.
@@ -70,7 +70,7 @@ pub struct IsolationReport {
 }
 
 /// One port.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PortReport {
     /// Its name: `afxdp:eth0`.
     pub name: String,
@@ -93,7 +93,7 @@ pub struct PortReport {
     /// Times the kernel was woken for this port.
     pub doorbells: u64,
     /// Numbers of the driver's own.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub extra: BTreeMap<String, u64>,
 }
 
@@ -138,11 +138,22 @@ impl PoolReport {
 
 impl PortReport {
     pub(crate) fn new(entry: &PortEntry) -> Self {
-        let sample = entry.sample();
+        let extra = entry.port.extra_counters().into_iter().collect();
+        Self::of(entry.port.name(), entry.port.driver(), entry.port.mode(), &entry.sample(), extra)
+    }
+
+    /// From a port's numbers at one moment, and what is known of it besides.
+    pub(crate) fn of(
+        name: &str,
+        driver: &str,
+        mode: String,
+        sample: &PortSample,
+        extra: BTreeMap<String, u64>,
+    ) -> Self {
         Self {
-            name: entry.port.name().to_owned(),
-            driver: entry.port.driver().to_owned(),
-            mode: entry.port.mode(),
+            name: name.to_owned(),
+            driver: driver.to_owned(),
+            mode,
             rx_packets: sample.rx_packets,
             rx_bytes: sample.rx_bytes,
             tx_packets: sample.tx_packets,
@@ -150,7 +161,7 @@ impl PortReport {
             drops: sample.drops.iter().map(|(reason, count)| (reason.name().to_owned(), *count)).collect(),
             punted: sample.punted,
             doorbells: sample.doorbells,
-            extra: entry.port.extra_counters().into_iter().collect(),
+            extra,
         }
     }
 }

@@ -35,6 +35,8 @@ pub(crate) struct WorkerCounters {
     pub(crate) sleeps: Counter,
     /// The longest loop gap since the control core last looked, in ticks.
     pub(crate) longest_gap_tsc: Counter,
+    /// The longest of the whole run.
+    pub(crate) longest_of_all_tsc: Counter,
     /// Set by the control core when it has looked.
     pub(crate) gap_seen: AtomicBool,
 }
@@ -111,6 +113,8 @@ pub(crate) struct Input {
     pub(crate) bell: Option<Bell>,
     /// Where it is an exception port's: what the kernel sends by it goes out by this port, and the run does not wait for it.
     pub(crate) exception_of: Option<PortId>,
+    /// Set by who takes the port out of use.
+    pub(crate) down: Arc<AtomicBool>,
 }
 
 /// What the framework gives a worker.
@@ -201,9 +205,12 @@ impl<A: Application> Worker<A> {
                     open |= input.exception_of.is_none();
                     moved += batch.len() as u64;
                     self.outputs.set_source(index);
-                    match input.exception_of {
-                        None => self.application.process(&mut batch, input.port, &mut self.outputs),
-                        Some(port) => self.outputs.send(port, &mut batch),
+                    if input.down.load(Ordering::Relaxed) {
+                        self.outputs.discard(&mut batch, nic::DropReason::AdminDown);
+                    } else if let Some(port) = input.exception_of {
+                        self.outputs.send(port, &mut batch);
+                    } else {
+                        self.application.process(&mut batch, input.port, &mut self.outputs);
                     }
                     if !batch.is_empty() {
                         self.outputs.discard(&mut batch, nic::DropReason::Application);
@@ -292,6 +299,7 @@ impl<A: Application> Worker<A> {
         }
         if gap > counters.longest_gap_tsc.get() {
             counters.longest_gap_tsc.set(gap);
+            counters.longest_of_all_tsc.set(gap.max(counters.longest_of_all_tsc.get()));
         } else if counters.gap_seen.load(Ordering::Relaxed) {
             counters.gap_seen.store(false, Ordering::Relaxed);
             counters.longest_gap_tsc.set(0);

@@ -93,6 +93,8 @@ drop_reasons! {
     PuntRate = "punt_rate",
     /// The application handed it to the kernel, and the port it came in by has no exception port.
     NoExceptionPort = "no_exception_port",
+    /// It came in by a port, or was sent to one, that had been set down (`isoplane ctl set port N down`).
+    AdminDown = "admin_down",
     /// The application dropped it: left it in the batch, or said so.
     Application = "application",
 }

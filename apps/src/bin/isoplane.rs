@@ -1,7 +1,7 @@
-//! isoplane: what can disturb a worker on this machine, and how to change it and put it back.
+//! isoplane: what can disturb a worker on this machine, and how to change it and put it back; and what a run counts while it goes on.
 //!
 //! `check` looks and changes nothing. `prepare` changes what can be changed while the machine runs, and keeps the old values in a file;
-//! `restore` puts them back. docs/isolation-host.md explains each condition, the file, and the exit statuses.
+//! `restore` puts them back. `ctl` asks a run by its socket (docs/live-control.md). docs/isolation-host.md explains each condition, the file, and the exit statuses.
 #![forbid(unsafe_code)]
 
 use anyhow::Result;
@@ -44,6 +44,12 @@ enum Command {
         after_help = "What somebody else has changed since is named and left alone. Without anything to restore it does nothing.\n\nExit status: 0 when all is as before, 1 when something is not (it is named, and stays in the state file), 2 when the options are wrong."
     )]
     Restore(Restore),
+    /// Ask a run that goes on for its numbers, or change something of it
+    #[command(
+        arg_required_else_help = false,
+        after_help = "The run is one that was started with --ctl SOCKET. docs/live-control.md has the protocol.\n\nExit status: 0 when answered, 1 when the run refuses or cannot be reached, 2 when the options are wrong."
+    )]
+    Ctl(apps::ctl::Ctl),
 }
 
 #[derive(Args)]
@@ -202,6 +208,7 @@ fn main() -> ExitCode {
             Command::Check(options) => check(options),
             Command::Prepare(options) => prepare(options),
             Command::Restore(options) => restore(options),
+            Command::Ctl(options) => apps::ctl::run(&options).map(|text| print(&text)).map(|()| true),
         }?;
         Ok(())
     });

@@ -199,6 +199,11 @@ impl Watcher {
         }
     }
 
+    /// Its name.
+    pub(crate) fn mode(&self) -> &'static str {
+        self.mode.name()
+    }
+
     /// Violations by cause.
     pub(crate) fn counts(&self) -> &BTreeMap<String, u64> {
         &self.log.counts
