@@ -6,6 +6,7 @@ use isolation::Window;
 use nic::counters::{DropReason, QueueCounters};
 use nic::port::{PortGone, TxQueue};
 use nic::{Batch, Packet, PortId};
+use percpu::qsbr::{Reader, Shared};
 use std::sync::Arc;
 
 /// The transmit queues of one worker.
@@ -17,6 +18,8 @@ pub struct Outputs {
     sources: Vec<Arc<QueueCounters>>,
     current: usize,
     gone: Option<(PortId, PortGone)>,
+    /// The worker's turns, as published tables know them.
+    pub(crate) turns: Reader,
 }
 
 struct Output {
@@ -55,8 +58,18 @@ impl Output {
 
 impl Outputs {
     /// For a worker with these receive queues, at least one.
-    pub(crate) fn new(ports: usize, sources: Vec<Arc<QueueCounters>>) -> Self {
-        Self { queues: (0..ports).map(|_| None).collect(), sources, current: 0, gone: None }
+    pub(crate) fn new(ports: usize, sources: Vec<Arc<QueueCounters>>, turns: Reader) -> Self {
+        Self { queues: (0..ports).map(|_| None).collect(), sources, current: 0, gone: None, turns }
+    }
+
+    /// A table that the control core may replace while it is read, as it is now ([`Dataplane::publish`](crate::Dataplane::publish)): a load of
+    /// a pointer. It stays whole and as it is for as long as the reference is kept, which is this call of the application at the most.
+    ///
+    /// # Panics
+    /// Where the table was published by another dataplane.
+    #[inline(always)]
+    pub fn read<'a, T: Send + Sync>(&'a self, table: &'a Shared<T>) -> &'a T {
+        table.get(&self.turns)
     }
 
     /// From now on doorbells are rung through this window.
@@ -148,6 +161,7 @@ impl Outputs {
                 output.ring(&mut self.gone);
             }
         }
+        self.turns.quiescent();
     }
 
     pub(crate) fn take_gone(&mut self) -> Option<(PortId, PortGone)> {
