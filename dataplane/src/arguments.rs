@@ -129,8 +129,9 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
 }
 
 fn parse_watchdog(text: &str) -> Result<Duration, String> {
-    let milliseconds: u64 =
-        text.parse().map_err(|_| format!("\"{text}\" is no number of milliseconds: write 1000, or 0 for never"))?;
+    let milliseconds: u64 = text
+        .parse()
+        .map_err(|_| format!("\"{text}\" is no number of milliseconds: write 1000, or 0 for never"))?;
     // Shorter ones are the scheduler's, and not worth a line each; a day is longer than anyone means.
     if milliseconds != 0 && !(10..=86_400_000).contains(&milliseconds) {
         return Err(format!("{text} milliseconds: choose 0 or from 10 to 86400000"));

@@ -42,13 +42,7 @@ pub(super) struct Found {
 
 impl Finder {
     /// Why a thread has not turned for so long; `before` is its CPU time when it last did.
-    pub(super) fn find(
-        &mut self,
-        tid: i32,
-        cpu: usize,
-        still: Duration,
-        before: Option<Duration>,
-    ) -> Found {
+    pub(super) fn find(&mut self, tid: i32, cpu: usize, still: Duration, before: Option<Duration>) -> Found {
         let ran = thread::cpu_time(tid).zip(before).map(|(now, before)| now.saturating_sub(before));
         let mut states = [None; STATES];
         for (index, state) in states.iter_mut().enumerate() {

@@ -72,8 +72,7 @@ impl fmt::Display for Occupant {
 
 /// Who runs on this CPU, other than that thread; `None` where no task is to be seen, as from within a container.
 pub(super) fn occupant(cpu: usize, except: i32) -> Option<Occupant> {
-    let mut found: Vec<Occupant> =
-        tasks().filter(|task| task.cpu == cpu && task.tid != except).collect();
+    let mut found: Vec<Occupant> = tasks().filter(|task| task.cpu == cpu && task.tid != except).collect();
     let highest = found.iter().map(Occupant::rank).max()?;
     found.retain(|task| task.rank() == highest);
     if found.len() > 1 {

@@ -179,11 +179,7 @@ impl Drop for Handler {
 }
 
 /// Copies the registers and the stack of the thread it interrupts, where that is the one that is wanted.
-extern "C" fn handle(
-    _signal: libc::c_int,
-    _info: *mut libc::siginfo_t,
-    context: *mut libc::ucontext_t,
-) {
+extern "C" fn handle(_signal: libc::c_int, _info: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
     // SAFETY: takes nothing.
     let tid = unsafe { libc::syscall(libc::SYS_gettid) };
     let state = &EXCHANGE.state;

@@ -6,8 +6,8 @@
 
 use crate::sync::{AtomicU64, Mutex, Ordering, fence};
 use std::fmt;
-use std::sync::atomic::AtomicU64 as PlainU64;
 use std::ops::DerefMut;
+use std::sync::atomic::AtomicU64 as PlainU64;
 use std::sync::{Arc, LockResult, Mutex as PlainMutex, PoisonError, Weak};
 
 /// What a reader has seen that is in no turn.
