@@ -38,3 +38,8 @@ pub use percpu::qsbr::{Published, Refused, Shared};
 pub use plan::Plan;
 pub use portmap::PortMap;
 pub use report::{IsolationReport, Report};
+
+/// The guide's program, so that it runs.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/tables.md")]
+struct Guide;

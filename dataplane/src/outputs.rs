@@ -65,6 +65,16 @@ impl Outputs {
     /// A table that the control core may replace while it is read, as it is now ([`Dataplane::publish`](crate::Dataplane::publish)): a load of
     /// a pointer. It stays whole and as it is for as long as the reference is kept, which is this call of the application at the most.
     ///
+    /// ```compile_fail,E0502
+    /// # use dataplane::{Outputs, Shared};
+    /// # use nic::{Packet, PortId};
+    /// fn send(routes: &Shared<Vec<u16>>, packet: Packet, out: &mut Outputs) {
+    ///     let table = out.read(routes);
+    ///     out.send_one(PortId(table[0]), packet);
+    ///     println!("{}", table[1]); // Look up first, send then.
+    /// }
+    /// ```
+    ///
     /// # Panics
     /// Where the table was published by another dataplane.
     #[inline(always)]
