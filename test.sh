@@ -344,7 +344,7 @@ registrations() {
 # Loom tries interleavings, which wants optimised code; link-time optimisation would only cost time.
 loom() {
     RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$CARGO_TARGET_DIR/loom CARGO_PROFILE_RELEASE_LTO=off \
-        CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo test --locked -p percpu -p nic --release --lib -- claim depot ring
+        CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo test --locked -p percpu -p nic --release --lib -- claim depot qsbr ring
 }
 
 # The binaries are built too: tests in namespaces start them.

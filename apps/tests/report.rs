@@ -32,7 +32,7 @@ const KEYS: &[(&str, &[&str])] = &[
     ),
     (
         "/workers/0",
-        &["cpu", "packets", "tsc_per_packet", "turns", "sleeps", "loop_gap_ns", "affinity_changes"],
+        &["cpu", "packets", "tsc_per_packet", "turns", "sleeps", "loop_gap_ns", "affinity_changes", "stalls"],
     ),
     ("/workers/0/loop_gap_ns", &["p50", "p99", "p999", "p9999", "max"]),
     ("/pool", &["frames", "free", "held", "leaked"]),

@@ -87,6 +87,10 @@ pub struct DataplaneArgs {
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, allow_negative_numbers = true, help_heading = "Run")]
     pub duration: Option<Duration>,
 
+    /// Report a worker that has not come round for so many milliseconds; 0 for never
+    #[arg(long, value_name = "MILLISECONDS", value_parser = parse_watchdog, default_value = "1000", help_heading = "Run")]
+    pub watchdog: Duration,
+
     /// Seconds between two statistics tables; 0 for none
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds, default_value = "1", default_value_if("quiet", ArgPredicate::IsPresent, "0"), help_heading = "Run")]
     pub stats_period: Duration,
@@ -155,6 +159,17 @@ fn parse_seconds(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
+fn parse_watchdog(text: &str) -> Result<Duration, String> {
+    let milliseconds: u64 = text
+        .parse()
+        .map_err(|_| format!("\"{text}\" is no number of milliseconds: write 1000, or 0 for never"))?;
+    // Shorter ones are the scheduler's, and not worth a line each; a day is longer than anyone means.
+    if milliseconds != 0 && !(10..=86_400_000).contains(&milliseconds) {
+        return Err(format!("{text} milliseconds: choose 0 or from 10 to 86400000"));
+    }
+    Ok(Duration::from_millis(milliseconds))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,6 +179,15 @@ mod tests {
         assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
         for wrong in ["", "x", "-1", "NaN", "inf", "1e300"] {
             assert!(parse_seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_watchdog_waits_long_enough_or_is_off() {
+        assert_eq!(parse_watchdog("0"), Ok(Duration::ZERO));
+        assert_eq!(parse_watchdog("10"), Ok(Duration::from_millis(10)));
+        for wrong in ["", "x", "-1", "9", "86400001", "1.5", "99999999999999999999"] {
+            assert!(parse_watchdog(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -8,9 +8,11 @@ use crate::arguments::DataplaneArgs;
 use crate::error::Error;
 use crate::punt;
 use crate::registry::Registry;
+use crate::retired_tables::RetiredTables;
 use crate::signals::Signals;
 use crate::table::Table;
 use crate::violations::{LOOK_PERIOD, Watcher};
+use crate::watchdog::Watchdog;
 use crate::worker::RunState;
 use nic::Pool;
 use nic::port::{LinkState, PortGone};
@@ -36,6 +38,8 @@ pub(crate) fn run(
     let mut next_table = args.stats_period;
     let mut next_check = Duration::ZERO;
     let mut next_refresh = REFRESH_PERIOD;
+    let mut watchdog = Watchdog::new(args.watchdog, registry);
+    let mut retired = RetiredTables::default();
     let ended = loop {
         let elapsed = start.elapsed();
         if elapsed >= next_check {
@@ -47,7 +51,9 @@ pub(crate) fn run(
             }
             state.pool.serve_requests();
             registry.publish(watcher);
+            retired.look(&state.readers, elapsed);
         }
+        watchdog.look(registry, &state.readers, elapsed);
         watcher.look(registry);
         let draw = !args.stats_period.is_zero() && elapsed >= next_table;
         if draw || elapsed >= next_refresh {
@@ -70,7 +76,7 @@ pub(crate) fn run(
         {
             break None;
         }
-        let mut until = next_check.min(next_refresh);
+        let mut until = next_check.min(next_refresh).min(watchdog.next());
         if !args.stats_period.is_zero() {
             until = until.min(next_table);
         }

@@ -22,6 +22,7 @@ use crate::violations::{Place, Watcher};
 use crate::worker::{Input, Parts, RunState, Worker};
 use nic::port::{OpenContext, OpenPort, PortGone, RxQueue, TxQueue};
 use nic::{Pool, PortId};
+use percpu::qsbr::{Domain, Published};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -36,6 +37,7 @@ pub struct Dataplane {
     infos: Arc<[PortInfo]>,
     signals: Signals,
     endpoints: Endpoints,
+    readers: Arc<Domain>,
 }
 
 /// What is left of a run.
@@ -106,10 +108,12 @@ impl Dataplane {
                 counters: Arc::default(),
                 watch: None,
                 affinity_changes: 0,
+                stalls: 0,
                 gaps: Arc::new(Gaps::new(256)),
             })
             .collect();
-        Ok(Self { plan, pool, dealt, registry, rx, tx, infos: infos.into(), signals, endpoints })
+        let readers = Domain::new();
+        Ok(Self { plan, pool, dealt, registry, rx, tx, infos: infos.into(), signals, endpoints, readers })
     }
 
     /// What is known of the ports, by number.
@@ -122,13 +126,20 @@ impl Dataplane {
         &self.pool
     }
 
+    /// Publishes a table that the workers of this dataplane read by [`Outputs::read`], and that other threads replace while they do, without a lock.
+    /// Each application keeps a handle ([`Published::shared`]); whoever replaces the table keeps what this gives.
+    pub fn publish<T: Send + Sync + 'static>(&self, table: T) -> Published<T> {
+        Published::new(&self.readers, table)
+    }
+
     /// Runs one application for each worker, made by `make`, until the duration is over, a signal comes, or there is nothing left
     /// to do. Then closes everything, prints the totals and writes the report.
     pub fn run<A: Application + 'static>(
         mut self,
         mut make: impl FnMut(&WorkerContext) -> A,
     ) -> Result<Outcome<A>, Error> {
-        let state = Arc::new(RunState::new(self.pool.clone(), self.plan.args.isolation.on_violation));
+        let state = RunState::new(self.pool.clone(), self.plan.args.isolation.on_violation);
+        let state = Arc::new(state.with_readers(&self.readers));
         let config = self.plan.args.isolation.config();
         let mut watcher = Watcher::new(&self.plan.args.isolation)?;
         let places = self.places();
@@ -275,7 +286,7 @@ impl Dataplane {
             }));
         }
         let sources = inputs.iter().map(|input| Arc::clone(input.queue.counters())).collect();
-        let mut outputs = Outputs::new(self.registry.ports.len(), sources);
+        let mut outputs = Outputs::new(self.registry.ports.len(), sources, self.readers.reader(index));
         outputs.set_punting(self.punting());
         for (port, queue) in queues.tx {
             if let Some(queue) = self.tx[usize::from(port.0)][queue].take() {
@@ -302,6 +313,7 @@ fn worker_report(entry: &WorkerEntry, gap: &LoopGap) -> WorkerReport {
         sleeps: entry.counters.sleeps.get(),
         loop_gap_ns: gap.percentiles_ns(),
         affinity_changes: entry.affinity_changes,
+        stalls: entry.stalls,
     }
 }
 

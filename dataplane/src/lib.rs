@@ -23,10 +23,12 @@ mod portmap;
 pub mod punt;
 mod registry;
 mod report;
+mod retired_tables;
 mod signals;
 mod table;
 pub mod telemetry;
 mod violations;
+mod watchdog;
 mod worker;
 
 pub use application::{Application, PortInfo, WorkerContext};
@@ -36,6 +38,12 @@ pub use error::Error;
 pub use idle::Idle;
 pub use isolation_args::{IsolationArgs, IsolationMode, OnOff, OnViolation};
 pub use outputs::Outputs;
+pub use percpu::qsbr::{Published, Refused, Shared};
 pub use plan::Plan;
 pub use portmap::PortMap;
 pub use report::{IsolationReport, Report};
+
+/// The guide's program, so that it runs.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/tables.md")]
+struct Guide;

@@ -7,6 +7,7 @@ use isolation::Window;
 use nic::counters::{DropReason, QueueCounters};
 use nic::port::{PortGone, TxQueue};
 use nic::{Batch, Packet, PortId};
+use percpu::qsbr::{Reader, Shared};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,6 +21,8 @@ pub struct Outputs {
     current: usize,
     gone: Option<(PortId, PortGone)>,
     punting: Punting,
+    /// The worker's turns, as published tables know them.
+    pub(crate) turns: Reader,
 }
 
 struct Output {
@@ -69,14 +72,35 @@ impl Output {
 
 impl Outputs {
     /// For a worker with these receive queues, at least one.
-    pub(crate) fn new(ports: usize, sources: Vec<Arc<QueueCounters>>) -> Self {
+    pub(crate) fn new(ports: usize, sources: Vec<Arc<QueueCounters>>, turns: Reader) -> Self {
         Self {
             queues: (0..ports).map(|_| None).collect(),
             sources,
             current: 0,
             gone: None,
             punting: Punting::default(),
+            turns,
         }
+    }
+
+    /// A table that the control core may replace while it is read, as it is now ([`Dataplane::publish`](crate::Dataplane::publish)): a load of
+    /// a pointer. It stays whole and as it is for as long as the reference is kept, which is this call of the application at the most.
+    ///
+    /// ```compile_fail,E0502
+    /// # use dataplane::{Outputs, Shared};
+    /// # use nic::{Packet, PortId};
+    /// fn send(routes: &Shared<Vec<u16>>, packet: Packet, out: &mut Outputs) {
+    ///     let table = out.read(routes);
+    ///     out.send_one(PortId(table[0]), packet);
+    ///     println!("{}", table[1]); // Look up first, send then.
+    /// }
+    /// ```
+    ///
+    /// # Panics
+    /// Where the table was published by another dataplane.
+    #[inline(always)]
+    pub fn read<'a, T: Send + Sync>(&'a self, table: &'a Shared<T>) -> &'a T {
+        table.get(&self.turns)
     }
 
     /// From now on doorbells are rung through this window.
@@ -198,6 +222,7 @@ impl Outputs {
                 output.ring(&mut self.gone);
             }
         }
+        self.turns.quiescent();
     }
 
     pub(crate) fn take_gone(&mut self) -> Option<(PortId, PortGone)> {

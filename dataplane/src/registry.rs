@@ -42,6 +42,8 @@ pub(crate) struct WorkerEntry {
     pub(crate) watch: Option<Watch>,
     /// How often somebody else changed that.
     pub(crate) affinity_changes: u64,
+    /// How often it stood still for as long as the watchdog waits.
+    pub(crate) stalls: u64,
     /// Its loop's long gaps, where it is isolated.
     pub(crate) gaps: Arc<Gaps>,
 }

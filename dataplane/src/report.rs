@@ -114,6 +114,8 @@ pub struct WorkerReport {
     pub loop_gap_ns: LoopGapNs,
     /// How often somebody else changed its affinity mask, as far as was seen: the control core looks once a second.
     pub affinity_changes: u64,
+    /// How often it stood still for as long as the watchdog waits.
+    pub stalls: u64,
 }
 
 /// The packet memory.

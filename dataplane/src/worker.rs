@@ -15,7 +15,7 @@ use crossbeam_queue::ArrayQueue;
 use isolation::{Isolated, Turn};
 use nic::port::{PortGone, RxQueue};
 use nic::{Batch, Counter, Pool, PortId};
-use percpu::tsc;
+use percpu::{qsbr, tsc};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -47,6 +47,8 @@ pub(crate) struct RunState {
     pub(crate) events: ArrayQueue<(PortId, PortGone)>,
     pub(crate) pool: Pool,
     pub(crate) on_violation: OnViolation,
+    /// Who reads published tables: each worker, by its number, while its loop runs.
+    pub(crate) readers: Arc<qsbr::Domain>,
     /// The worker whose violation ended the run; `usize::MAX` for none.
     interrupted: AtomicUsize,
     /// Workers that are in isolation.
@@ -87,9 +89,16 @@ impl RunState {
             events: ArrayQueue::new(16),
             pool,
             on_violation,
+            readers: qsbr::Domain::new(),
             interrupted,
             isolated: AtomicUsize::new(0),
         }
+    }
+
+    /// For the readers of tables that were published before the run.
+    pub(crate) fn with_readers(mut self, readers: &Arc<qsbr::Domain>) -> Self {
+        self.readers = Arc::clone(readers);
+        self
     }
 
     /// The worker whose violation ended the run.
@@ -179,6 +188,7 @@ impl<A: Application> Worker<A> {
         if isolated.is_some() {
             self.long_gap = tsc::from_ns(LONG_GAP_NS);
         }
+        self.outputs.turns.begin();
         let mut last = tsc::now();
         let mut moved = 0;
         while !self.state.stop.load(Ordering::Relaxed) {
@@ -237,6 +247,7 @@ impl<A: Application> Worker<A> {
                 last = tsc::now();
             }
         }
+        self.outputs.turns.end();
         self.account(tsc::now().wrapping_sub(last), moved);
         // What the end takes is no violation.
         self.outputs.set_window(None);

@@ -112,13 +112,18 @@ impl UserStacks {
     /// The frames of a record, innermost first, each by its function's name and how far into it.
     pub fn frames(&mut self, record: &Record) -> Vec<String> {
         let stack = &record.stack[..(record.stack_bytes as usize).min(record.stack.len())];
+        self.frames_at(record.ip, record.sp, record.bp, stack)
+    }
+
+    /// The same of a thread with these registers, whose stack was this from `sp` up.
+    pub fn frames_at(&mut self, ip: u64, sp: u64, bp: u64, stack: &[u8]) -> Vec<String> {
         let mut read = |address: u64| {
-            let at = usize::try_from(address.checked_sub(record.sp).ok_or(())?).map_err(|_| ())?;
+            let at = usize::try_from(address.checked_sub(sp).ok_or(())?).map_err(|_| ())?;
             let word = stack.get(at..at.checked_add(8).ok_or(())?).ok_or(())?;
             <[u8; 8]>::try_from(word).map(u64::from_ne_bytes).map_err(|_| ())
         };
-        let registers = UnwindRegsX86_64::new(record.ip, record.sp, record.bp);
-        let mut frames = self.unwinder.iter_frames(record.ip, registers, &mut self.cache, &mut read);
+        let registers = UnwindRegsX86_64::new(ip, sp, bp);
+        let mut frames = self.unwinder.iter_frames(ip, registers, &mut self.cache, &mut read);
         let mut addresses = Vec::new();
         while let Ok(Some(frame)) = frames.next() {
             let address = frame.address_for_lookup();

@@ -3,7 +3,7 @@
 //! The lowest layer of Isoplane: it knows CPUs, the time stamp counter and BPF programs, and nothing of packets. `docs/percpu.md` tells in ten minutes how its
 //! per-CPU data works; `examples/requests.rs` uses it.
 //!
-//! `unsafe` is in the modules that touch memory several threads write (`counter`, `depot`, `log`, `rseq::section`, `rseq::thread`, `slots`, `stack`), or ask
+//! `unsafe` is in the modules that touch memory several threads write (`counter`, `depot`, `log`, `qsbr::published`, `rseq::section`, `rseq::thread`, `slots`, `stack`), or ask
 //! the kernel or the CPU (`bpf::sys`, `membarrier`, `pin::sys`, `rseq::sys`, `sys`, `tsc`); every other forbids it.
 
 pub mod bpf;
@@ -16,6 +16,7 @@ pub mod log;
 mod membarrier;
 pub mod per_cpu;
 pub mod pin;
+pub mod qsbr;
 pub mod rseq;
 pub mod slots;
 pub mod stack;

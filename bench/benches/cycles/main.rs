@@ -6,6 +6,7 @@
 mod forwarding;
 mod packet_memory;
 mod per_cpu;
+mod qsbr;
 mod ring;
 mod traffic;
 
@@ -14,6 +15,6 @@ use criterion::{criterion_group, criterion_main};
 criterion_group! {
     name = cycles;
     config = bench::criterion();
-    targets = packet_memory::benches, per_cpu::benches, ring::benches, traffic::benches, forwarding::benches
+    targets = packet_memory::benches, per_cpu::benches, qsbr::benches, ring::benches, traffic::benches, forwarding::benches
 }
 criterion_main!(cycles);
