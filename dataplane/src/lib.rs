@@ -22,6 +22,7 @@ mod portmap;
 mod registry;
 mod report;
 mod signals;
+pub mod slow_path;
 mod table;
 mod violations;
 mod worker;
