@@ -14,6 +14,7 @@ use crate::plan::{Plan, tx_queues};
 use crate::registry::{PortEntry, Registry, WorkerEntry};
 use crate::report::{PoolReport, PortReport, Report, WorkerReport};
 use crate::signals::Signals;
+use crate::slow_path::{SlowPath, SlowPathConfig};
 use crate::table::Table;
 use crate::violations::{Place, Watcher};
 use crate::worker::{Input, Parts, RunState, Worker};
@@ -32,6 +33,7 @@ pub struct Dataplane {
     tx: Vec<Vec<Option<Box<dyn TxQueue>>>>,
     infos: Arc<[PortInfo]>,
     signals: Signals,
+    slow_path: Option<Arc<SlowPath>>,
 }
 
 /// What is left of a run.
@@ -85,7 +87,7 @@ impl Dataplane {
                 gaps: Arc::new(Gaps::new(256)),
             })
             .collect();
-        Ok(Self { plan, pool, dealt, registry, rx, tx, infos: infos.into(), signals })
+        Ok(Self { plan, pool, dealt, registry, rx, tx, infos: infos.into(), signals, slow_path: None })
     }
 
     /// What is known of the ports, by number.
@@ -96,6 +98,13 @@ impl Dataplane {
     /// The packet memory.
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// Starts a slow path for this run, on the CPUs that no worker has, or on the only one. Applications find it in their
+    /// [`WorkerContext`].
+    pub fn start_slow_path(&mut self, config: SlowPathConfig) -> Result<&Arc<SlowPath>, Error> {
+        let cpus = self.plan.placement.housekeeping().map_err(Error::system("cannot read the CPUs"))?;
+        Ok(self.slow_path.insert(Arc::new(SlowPath::start(config, &cpus)?)))
     }
 
     /// Runs one application for each worker, made by `make`, until the duration is over, a signal comes, or there is nothing left
@@ -157,6 +166,7 @@ impl Dataplane {
         drop((std::mem::take(&mut self.rx), std::mem::take(&mut self.tx)));
         let lost = control::last_look(&mut self.registry, &state);
         self.registry.ports.iter_mut().for_each(|entry| entry.port.refresh());
+        let slow_path = self.slow_path.as_deref().map(SlowPath::end);
         let told = watcher.finish();
         let ports: Vec<PortReport> = self.registry.ports.iter().map(PortReport::new).collect();
         let workers = |gaps: &[LoopGap]| -> Vec<WorkerReport> {
@@ -175,6 +185,7 @@ impl Dataplane {
             workers,
             pool: PoolReport::new(self.pool.audit()),
             kick: kick.name(),
+            slow_path,
             isolation: watcher.report(),
             violations: watcher.counts().clone(),
         };
@@ -225,6 +236,7 @@ impl Dataplane {
             cpu: self.registry.workers[index].cpu,
             ports: Arc::clone(&self.infos),
             pool: self.pool.clone(),
+            slow_path: self.slow_path.clone(),
         };
         let queues = std::mem::take(&mut self.dealt[index]);
         let mut inputs = Vec::new();

@@ -7,6 +7,7 @@ mod forwarding;
 mod packet_memory;
 mod per_cpu;
 mod ring;
+mod slow_path;
 mod traffic;
 
 use criterion::{criterion_group, criterion_main};
@@ -14,6 +15,6 @@ use criterion::{criterion_group, criterion_main};
 criterion_group! {
     name = cycles;
     config = bench::criterion();
-    targets = packet_memory::benches, per_cpu::benches, ring::benches, traffic::benches, forwarding::benches
+    targets = packet_memory::benches, per_cpu::benches, ring::benches, traffic::benches, forwarding::benches, slow_path::benches
 }
 criterion_main!(cycles);

@@ -9,7 +9,7 @@ use isolation::trace::{Peek, Switch, Switches};
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -45,8 +45,8 @@ impl Dispatcher {
             }),
             seats: tids.iter().enumerate().map(|(index, tid)| (*tid, index)).collect(),
             found: Vec::with_capacity(MOST_SWITCHES),
-            // Each seat once in what is seen and once in a tick.
-            stop: Vec::with_capacity(2 * tids.len()),
+            // Each seat once in what is seen and twice in a tick.
+            stop: Vec::with_capacity(3 * tids.len()),
             overdue: Vec::with_capacity(16),
         }
     }
@@ -65,17 +65,18 @@ impl Dispatcher {
 
     fn run(&mut self) {
         let shared = Arc::clone(&self.shared);
+        let capacity = shared.config.capacity;
         let (mut busy_at, mut tick_at, mut ticks) = (0, 0, 0_u64);
         while !shared.stop.load(Ordering::Acquire) {
             // Before what it announces is looked at.
             shared.bell.store(0, Ordering::SeqCst);
             self.see();
             let mut admitted = 0;
-            {
-                let sources = shared.sources.lock().unwrap_or_else(PoisonError::into_inner);
-                for source in sources.iter().filter(|source| !source.jobs.is_empty()) {
+            // Whoever has the lock may be waiting for the allocator, and so for a job that was stopped in it.
+            if let Ok(mut sources) = shared.sources.try_lock() {
+                for source in sources.iter_mut().filter(|source| !source.is_empty()) {
                     // No more than were there: a submitter that goes on and on does not keep it here.
-                    let jobs = std::iter::from_fn(|| source.pop()).take(source.jobs.capacity());
+                    let jobs = std::iter::from_fn(|| source.pop()).take(capacity);
                     admitted += shared.gate.admit(jobs);
                 }
             }

@@ -99,6 +99,7 @@ struct Inner {
     wakes: Wakes,
     tally: Tally,
     reuse_ns: Histogram<u64>,
+    detect_ns: Histogram<u64>,
     stopping: bool,
 }
 
@@ -195,9 +196,11 @@ impl Gate {
             last: None,
             kernel: None,
         };
-        let mut reuse_ns = Histogram::new_with_bounds(1, 60_000_000_000, 2)
-            .unwrap_or_else(|_| unreachable!("bounds are constants"));
-        reuse_ns.auto(false);
+        // With bounds it never grows.
+        let histogram = || {
+            Histogram::new_with_bounds(1, 60_000_000_000, 2)
+                .unwrap_or_else(|_| unreachable!("bounds are constants"))
+        };
         Self(Mutex::new(Inner {
             places: seats.iter().map(place).collect(),
             idle: (0..seats.len()).rev().collect(),
@@ -206,7 +209,8 @@ impl Gate {
             classes: Classes::new(&config.classes, seats.len(), now_ns()),
             wakes: Wakes::default(),
             tally: Tally::default(),
-            reuse_ns,
+            reuse_ns: histogram(),
+            detect_ns: histogram(),
             stopping: false,
         }))
     }
@@ -329,6 +333,7 @@ impl Gate {
                     inner.leave(index, State::Blocked);
                     inner.tally.seen += 1;
                     free = last.time_ns;
+                    let _ = inner.detect_ns.record(now.saturating_sub(free).max(1));
                 }
                 (State::Blocked, SwitchKind::In | SwitchKind::Preempted) => inner.wake(index, now, stop),
                 _ => {}
@@ -344,6 +349,7 @@ impl Gate {
         let now = now_ns();
         let mut inner = self.lock();
         inner.classes.fill(now);
+        let mut free = 0;
         for index in 0..inner.places.len() {
             let place = &inner.places[index];
             let (state, before) = (place.state, place.charged_ns);
@@ -354,6 +360,8 @@ impl Gate {
                     let place = &inner.places[index];
                     let still = place.charged_ns == before && now.saturating_sub(place.granted_ns) > STILL_NS;
                     if look && still && place.is_blocked() == Some(true) {
+                        // As near as can be said: when it had no more CPU time.
+                        free = place.granted_ns + place.turn_ns;
                         inner.leave(index, State::Blocked);
                         inner.tally.seen += 1;
                     }
@@ -372,7 +380,7 @@ impl Gate {
                 overdue.push(Overdue { class: place.class, tid: place.seat.tid(), age_ns, blocked });
             }
         }
-        inner.dispatch(now, 0);
+        inner.dispatch(now, free);
         for index in 0..inner.places.len() {
             let place = &inner.places[index];
             let idle = !inner.idle.is_empty();
@@ -432,6 +440,11 @@ impl Gate {
         let inner = self.lock();
         let class = &inner.classes.list[class];
         (class.cpu_ns, class.under_way)
+    }
+
+    /// The median time from a block to its being seen, by the kernel's records.
+    pub(super) fn detect_ns_p50(&self) -> u64 {
+        self.lock().detect_ns.value_at_quantile(0.5)
     }
 
     /// From a block to the next job's first instruction in the slot: how many, the median and the 99th percentile, in nanoseconds.

@@ -36,7 +36,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use submitter::Source;
+use submitter::{Entry, Source};
+use thread::Unstopped;
 
 /// The most submitters that there can be.
 const MOST_SUBMITTERS: usize = 256;
@@ -62,8 +63,8 @@ struct Shared {
     gate: Gate,
     seats: Vec<&'static Seat>,
     ended: Vec<Ended>,
-    /// Made with all the room it will have: nothing is allocated under its lock.
-    sources: Mutex<Vec<Arc<Source>>>,
+    /// The dispatcher never waits for it.
+    sources: Mutex<Vec<Entry>>,
     overdue: ArrayQueue<Overdue>,
     /// No more submissions.
     closed: Arc<AtomicBool>,
@@ -182,27 +183,31 @@ impl SlowPath {
 
     /// A way in, for one thread. Make it when the application is made: this allocates. There may be 256.
     pub fn submitter(&self) -> Result<Submitter, Error> {
+        let _unstopped = Unstopped::begin();
         let shared = &*self.shared;
         let classes = shared.config.classes.len();
-        let source = Arc::new(Source::new(shared.config.capacity, classes, Arc::clone(&shared.closed)));
+        let capacity = shared.config.capacity;
+        let source = Source::new(capacity, classes, Arc::clone(&shared.closed));
+        let (submitter, entry) = Submitter::pair(source, capacity);
         let before = self.sources().len();
-        shared.gate.reserve(classes, shared.config.capacity * (before + 1));
+        shared.gate.reserve(classes, capacity * (before + 1));
         let mut sources = self.sources();
         if sources.len() != before || before == MOST_SUBMITTERS {
             let why = "slow path: make submitters one after another, and no more than 256";
             return Err(Error::Configuration(why.into()));
         }
-        sources.push(Arc::clone(&source));
-        Ok(Submitter::new(source))
+        sources.push(entry);
+        Ok(submitter)
     }
 
-    fn sources(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Source>>> {
+    fn sources(&self) -> std::sync::MutexGuard<'_, Vec<Entry>> {
         self.shared.sources.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends it: takes no more jobs, gives those that were taken a second, abandons those that have not begun, and leaves threads alone whose
     /// jobs never return. Says how many those are.
     pub fn close(&self) -> usize {
+        let _unstopped = Unstopped::begin();
         let shared = &*self.shared;
         shared.closed.store(true, Ordering::Relaxed);
         let helpers = self.helpers.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -210,7 +215,7 @@ impl SlowPath {
         let started = Instant::now();
         // Only where there is a dispatcher do jobs move.
         while helpers.dispatcher.is_some() && started.elapsed() < END {
-            let waiting = self.sources().iter().any(|source| !source.jobs.is_empty());
+            let waiting = self.sources().iter().any(|source| !source.is_empty());
             if !waiting && !shared.gate.interest().1 {
                 break;
             }
@@ -248,8 +253,8 @@ impl SlowPath {
     /// Answers for the jobs that will never begin.
     fn abandon(&self) {
         let taken = std::iter::from_fn(|| self.shared.gate.give_up_fresh());
-        let sources = self.sources();
-        let waiting = sources.iter().flat_map(|source| std::iter::from_fn(|| source.pop()));
+        let mut sources = self.sources();
+        let waiting = sources.iter_mut().flat_map(|source| std::iter::from_fn(|| source.pop()));
         for job in taken.chain(waiting) {
             self.shared.ended[job.class].abandoned.fetch_add(1, Ordering::Relaxed);
             job.source.answer(job.ticket, job.class, Outcome::Abandoned);

@@ -1,6 +1,7 @@
 //! What the slow path counted, and what it says in the log.
 #![forbid(unsafe_code)]
 
+use super::thread::Unstopped;
 use super::{Shared, SlowPath};
 use serde::Serialize;
 use std::io;
@@ -52,6 +53,8 @@ pub struct SlowPathReport {
     pub seen_blocks: u64,
     /// Times that a job was stopped: its turn was over, its class's cap was reached, or it woke up and there was no slot.
     pub stopped: u64,
+    /// From a block to its being seen by the kernel's records, in nanoseconds: the median; 0 where none was.
+    pub detect_ns_p50: u64,
     /// Slots that passed from a job that blocked to a job that began.
     pub reused: u64,
     /// From the block to the next job's beginning, in nanoseconds: the median.
@@ -65,8 +68,15 @@ pub struct SlowPathReport {
 }
 
 impl SlowPath {
+    /// Closes it, and says what was counted.
+    pub(crate) fn end(&self) -> SlowPathReport {
+        self.close();
+        self.report()
+    }
+
     /// What was counted so far.
     pub fn report(&self) -> SlowPathReport {
+        let _unstopped = Unstopped::begin();
         let shared = &*self.shared;
         let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let sources = self.sources();
@@ -76,8 +86,8 @@ impl SlowPath {
             let ended = &shared.ended[index];
             let (done, panicked) = (load(&ended.done), load(&ended.panicked));
             let (abandoned, overdue) = (load(&ended.abandoned), load(&ended.overdue));
-            let refused = sources.iter().map(|source| source.refused[index].get()).sum();
-            let submitted = sources.iter().map(|source| source.submitted[index].get()).sum();
+            let refused = sources.iter().map(|entry| entry.source.refused[index].get()).sum();
+            let submitted = sources.iter().map(|entry| entry.source.submitted[index].get()).sum();
             let name = shared.config.classes[index].name.to_owned();
             SlowPathClassReport {
                 name,
@@ -102,6 +112,7 @@ impl SlowPath {
             wrapped_blocks: tally.wrapped,
             seen_blocks: tally.seen,
             stopped: tally.stopped,
+            detect_ns_p50: shared.gate.detect_ns_p50(),
             reused,
             reuse_ns_p50,
             reuse_ns_p99,

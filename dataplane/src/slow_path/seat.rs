@@ -75,7 +75,7 @@ impl Seat {
         self.wait();
     }
 
-    #[cfg(test)]
+    /// Whether it runs a job's code, or waits to go on with it.
     pub(super) fn is_in_job(&self) -> bool {
         self.in_job.load(Ordering::SeqCst)
     }

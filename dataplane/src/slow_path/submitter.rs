@@ -2,8 +2,10 @@
 #![forbid(unsafe_code)]
 
 use super::ring::{Message, Task};
+use super::thread::Unstopped;
 use crossbeam_queue::ArrayQueue;
 use nic::Counter;
+use nic::ring::{Consumer, Producer, ring};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -43,7 +45,6 @@ pub struct Refused<F>(pub F);
 
 /// What a submitter and the slow path share.
 pub(super) struct Source {
-    pub(super) jobs: ArrayQueue<Submitted>,
     pub(super) replies: ArrayQueue<Reply>,
     /// For each class: how many were submitted, refused ones too, and how many were refused. The submitter writes them.
     pub(super) submitted: Box<[Counter]>,
@@ -51,11 +52,20 @@ pub(super) struct Source {
     pub(super) closed: Arc<AtomicBool>,
 }
 
-/// A job on its way.
+/// A job on its way: two cache lines, whole.
+#[repr(align(128))]
 pub(super) struct Submitted {
     task: Task,
     class: usize,
     ticket: Ticket,
+}
+
+const _: () = assert!(size_of::<Submitted>() == 128);
+
+/// The slow path's end of a submitter.
+pub(super) struct Entry {
+    pub(super) jobs: Consumer<Submitted>,
+    pub(super) source: Arc<Source>,
 }
 
 /// A job that waits for its turn, and knows whom to answer.
@@ -66,21 +76,26 @@ pub(super) struct Pending {
     pub(super) ticket: Ticket,
 }
 
+impl Entry {
+    pub(super) fn pop(&mut self) -> Option<Pending> {
+        let Submitted { task, class, ticket } = self.jobs.pop()?;
+        Some(Pending { task, class, source: Arc::clone(&self.source), ticket })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.jobs.observer().is_empty()
+    }
+}
+
 impl Source {
     pub(super) fn new(capacity: usize, classes: usize, closed: Arc<AtomicBool>) -> Self {
         let counters = || (0..classes).map(|_| Counter::default()).collect();
         Self {
-            jobs: ArrayQueue::new(capacity),
             replies: ArrayQueue::new(capacity),
             submitted: counters(),
             refused: counters(),
             closed,
         }
-    }
-
-    pub(super) fn pop(self: &Arc<Self>) -> Option<Pending> {
-        let Submitted { task, class, ticket } = self.jobs.pop()?;
-        Some(Pending { task, class, source: Arc::clone(self), ticket })
     }
 
     /// There is room: no more jobs are on their way than there are places.
@@ -91,15 +106,21 @@ impl Source {
 
 /// One thread's way into the slow path, and the replies' way back.
 pub struct Submitter {
+    jobs: Producer<Submitted>,
     source: Arc<Source>,
+    capacity: usize,
     next: u64,
     /// Submitted, and not yet heard of.
     outstanding: usize,
 }
 
 impl Submitter {
-    pub(super) fn new(source: Arc<Source>) -> Self {
-        Self { source, next: 0, outstanding: 0 }
+    /// Both ends.
+    pub(super) fn pair(source: Source, capacity: usize) -> (Self, Entry) {
+        let (producer, jobs) = ring(capacity);
+        let source = Arc::new(source);
+        let entry = Entry { jobs, source: Arc::clone(&source) };
+        (Self { jobs: producer, source, capacity, next: 0, outstanding: 0 }, entry)
     }
 
     /// Has a job run by the slow path. Never waits, allocates or makes a system call; a job that captures more than
@@ -112,15 +133,17 @@ impl Submitter {
     where
         F: FnOnce() -> Message + Send + 'static,
     {
+        // A job may submit jobs; stopped halfway, it would hold up whoever takes them.
+        let _unstopped = Unstopped::begin();
         let source = &*self.source;
         source.submitted[class.0].add(1);
-        if self.outstanding >= source.jobs.capacity() || source.closed.load(Ordering::Relaxed) {
+        if self.outstanding >= self.capacity || source.closed.load(Ordering::Relaxed) {
             source.refused[class.0].add(1);
             return Err(Refused(job));
         }
         let ticket = Ticket(self.next);
         // There is room: no more are outstanding than there are places.
-        let _ = source.jobs.push(Submitted { task: Task::new(job), class: class.0, ticket });
+        let _ = self.jobs.push(Submitted { task: Task::new(job), class: class.0, ticket });
         self.next += 1;
         self.outstanding += 1;
         Ok(ticket)

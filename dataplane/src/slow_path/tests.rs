@@ -413,3 +413,83 @@ fn weights_divide_what_computing_jobs_get() {
     replies(&mut submitter, 2);
     assert!((2.5..3.5).contains(&(cpu[1] / cpu[0])), "{cpu:?}");
 }
+
+/// From a job's block to the next one's beginning in its slot, where nothing else goes on: the report.
+fn reuse(detection: Detection, wrap: bool) -> SlowPathReport {
+    let slow = start(config(detection, 64, 1));
+    let mut submitter = slow.submitter().unwrap();
+    for _ in 0..500 {
+        let job = move || {
+            let wait = || std::thread::sleep(Duration::from_millis(3));
+            if wrap { blocking(wait) } else { wait() }
+            [0; 4]
+        };
+        assert!(submitter.submit(Class(0), job).is_ok());
+    }
+    replies(&mut submitter, 500);
+    slow.report()
+}
+
+#[test]
+fn a_slot_is_reused_soon() {
+    for (name, detection, wrap) in [
+        ("the kernel's records", Detection::Trace, false),
+        ("wrapped calls", Detection::Wrapped, true),
+        ("neither", Detection::Wrapped, false),
+    ] {
+        // The best of a few: the machine may be busy.
+        let reports = (0..5).map(|_| reuse(detection, wrap));
+        let best = reports.min_by_key(|report| report.reuse_ns_p50).unwrap();
+        println!(
+            "{name}: block to seen {:.1} us, block to reuse: median {:.1} us, p99 {:.0} us of {}",
+            best.detect_ns_p50 as f64 / 1e3,
+            best.reuse_ns_p50 as f64 / 1e3,
+            best.reuse_ns_p99 as f64 / 1e3,
+            best.reused,
+        );
+        assert!(best.reused > 50, "{best:?}");
+        // Far from what is measured on a quiet machine, and further from what a broken detection would take.
+        let bound = if detection == Detection::Trace || wrap { 1_000_000 } else { 20_000_000 };
+        assert!(best.reuse_ns_p50 < bound, "{best:?}");
+    }
+}
+
+/// More jobs than slots that compute, allocate, log to the same lock, and ask the slow path itself, so that they are stopped in the middle of all that.
+#[test]
+fn jobs_may_be_stopped_anywhere() {
+    let classes = vec![ClassConfig { cap: Some(0.5), ..ClassConfig::new("capped") }, ClassConfig::new("free")];
+    let slow = Arc::new(start(SlowPathConfig { classes, ..config(Detection::Trace, 12, 1) }));
+    let mut submitter = slow.submitter().unwrap();
+    let shared = Arc::new(Mutex::new(Vec::new()));
+    for number in 0..8_usize {
+        let (slow, shared) = (Arc::downgrade(&slow), Arc::clone(&shared));
+        let mut onwards = slow.upgrade().unwrap().submitter().unwrap();
+        let job = move || {
+            let mut last = 0;
+            let mut answered = 0;
+            // Several turns of CPU time.
+            let cpu = || sys::clock_ns(libc::CLOCK_THREAD_CPUTIME_ID);
+            let end = cpu() + 40_000_000;
+            while cpu() < end {
+                let text: Vec<String> = (0..50).map(|number| number.to_string()).collect();
+                shared.lock().unwrap().extend(text);
+                shared.lock().unwrap().clear();
+                last = slow.upgrade().map_or(0, |slow| slow.report().classes.len());
+                let _ = onwards.submit(Class(1), || [1; 4]);
+                answered += std::iter::from_fn(|| onwards.poll()).count();
+            }
+            while onwards.outstanding() > 0 {
+                std::thread::sleep(Duration::from_millis(1));
+                answered += std::iter::from_fn(|| onwards.poll()).count();
+            }
+            [last as u64, answered as u64, 0, 0]
+        };
+        assert!(submitter.submit(Class(number % 2), job).is_ok());
+    }
+    for reply in replies(&mut submitter, 8) {
+        assert!(matches!(reply.outcome, Outcome::Done([2, answered, 0, 0]) if answered > 0), "{reply:?}");
+    }
+    let report = slow.report();
+    assert!(report.stopped > 8, "{report:?}");
+    assert_accounted(&report);
+}

@@ -88,6 +88,29 @@ pub fn blocking<T>(f: impl FnOnce() -> T) -> T {
     f()
 }
 
+/// On a thread that runs a job: it is not stopped while this lives. For what takes a lock that others need, or is halfway through a ring.
+pub(super) struct Unstopped(Option<&'static Seat>);
+
+impl Unstopped {
+    #[inline]
+    pub(super) fn begin() -> Self {
+        let seat = sys::own_seat().filter(|seat| seat.is_in_job());
+        if let Some(seat) = seat {
+            seat.leave_job();
+        }
+        Self(seat)
+    }
+}
+
+impl Drop for Unstopped {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(seat) = self.0 {
+            seat.enter_job();
+        }
+    }
+}
+
 /// Queues again, also where the call panics.
 struct Again {
     seat: &'static Seat,
