@@ -119,7 +119,14 @@ impl Application for Idle {
 #[test]
 fn the_keys_of_the_report_are_documented() {
     let args = Args::parse_from([
-        "test", "--quiet", "--duration", "0.1", "--port", "mem:null", "--port", "mem:null",
+        "test",
+        "--quiet",
+        "--duration",
+        "0.1",
+        "--port",
+        "mem:null",
+        "--port",
+        "mem:null",
     ]);
     let mut dataplane = Plan::check(&args.dataplane).unwrap().open().unwrap();
     dataplane.start_slow_path(SlowPathConfig::default()).unwrap();

@@ -13,7 +13,8 @@ const BULK: usize = 16;
 
 pub(crate) fn benches(criterion: &mut Criterion<Ticks>) {
     // As in a dataplane: the worker's CPU is its own, where there are two.
-    let allowed: Vec<usize> = Topology::read().map(|topology| topology.allowed.iter().collect()).unwrap_or_default();
+    let allowed: Vec<usize> =
+        Topology::read().map(|topology| topology.allowed.iter().collect()).unwrap_or_default();
     let (Some(&first), Some(&last)) = (allowed.first(), allowed.last()) else { return };
     let config = SlowPathConfig { capacity: 1024, threads: 4, ..SlowPathConfig::default() };
     let cpus = CpuList::from_iter([first]);

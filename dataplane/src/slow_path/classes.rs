@@ -192,7 +192,8 @@ mod tests {
     use super::*;
 
     fn classes(configs: &[(u32, Option<f64>)]) -> Classes<()> {
-        let config = |&(weight, cap): &(u32, Option<f64>)| ClassConfig { weight, cap, ..ClassConfig::new("x") };
+        let config =
+            |&(weight, cap): &(u32, Option<f64>)| ClassConfig { weight, cap, ..ClassConfig::new("x") };
         Classes::new(&configs.iter().map(config).collect::<Vec<_>>(), 8, 0)
     }
 

@@ -8,8 +8,8 @@ use super::{Shared, sys};
 use isolation::trace::{Peek, Switch, Switches};
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 

@@ -269,4 +269,6 @@ impl Drop for SlowPath {
 }
 
 #[cfg(test)]
+mod load;
+#[cfg(test)]
 mod tests;

@@ -90,12 +90,7 @@ impl Entry {
 impl Source {
     pub(super) fn new(capacity: usize, classes: usize, closed: Arc<AtomicBool>) -> Self {
         let counters = || (0..classes).map(|_| Counter::default()).collect();
-        Self {
-            replies: ArrayQueue::new(capacity),
-            submitted: counters(),
-            refused: counters(),
-            closed,
-        }
+        Self { replies: ArrayQueue::new(capacity), submitted: counters(), refused: counters(), closed }
     }
 
     /// There is room: no more jobs are on their way than there are places.

@@ -23,7 +23,13 @@ pub(super) fn futex_wait(word: &AtomicU32, value: u32, timeout: Option<Duration>
     let limit = limit.as_ref().map_or(ptr::null(), ptr::from_ref);
     // SAFETY: the kernel reads a word and a time that outlive the call.
     unsafe {
-        libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG, value, limit);
+        libc::syscall(
+            libc::SYS_futex,
+            word.as_ptr(),
+            libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
+            value,
+            limit,
+        );
     }
 }
 

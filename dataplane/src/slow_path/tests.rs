@@ -2,11 +2,11 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)]
 
+use super::load::Load;
 use super::*;
 use percpu::Topology;
 use std::hint::black_box;
 use std::io::{Read, Write};
-use std::sync::atomic::AtomicUsize;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -71,10 +71,7 @@ fn each_job_is_answered_once_and_what_is_too_much_is_refused() {
     let mut answered: Vec<(u64, Outcome)> =
         replies(&mut submitter, 8).iter().map(|reply| (reply.ticket.0, reply.outcome)).collect();
     answered.sort_by_key(|(ticket, _)| *ticket);
-    assert_eq!(
-        answered,
-        (0..8).map(|number| (number, Outcome::Done([number, 0, 0, 0]))).collect::<Vec<_>>()
-    );
+    assert_eq!(answered, (0..8).map(|number| (number, Outcome::Done([number, 0, 0, 0]))).collect::<Vec<_>>());
     assert_eq!((submitter.outstanding(), submitter.poll()), (0, None));
     assert_eq!(slow.close(), 0);
     assert!(submitter.submit(class, || [0; 4]).is_err(), "closed");
@@ -161,14 +158,13 @@ fn jobs_that_never_return_harm_nobody_with_the_kernels_records() {
 }
 
 /// What was measured of a flood of jobs.
-#[derive(Debug)]
 struct Flood {
     elapsed: Duration,
     /// What 64 threads that did nothing but wait would take.
     ideal: Duration,
     /// The most jobs that were runnable at once in their own code, as the kernel has it.
     most_runnable: usize,
-    report: Option<SlowPathReport>,
+    report: SlowPathReport,
 }
 
 const JOBS: usize = 1000;
@@ -259,7 +255,7 @@ fn flood(detection: Detection) -> Flood {
     fed.join().unwrap();
     let report = slow.report();
     assert_accounted(&report);
-    Flood { elapsed, ideal: ideal(&beyond_ns), most_runnable, report: Some(report) }
+    Flood { elapsed, ideal: ideal(&beyond_ns), most_runnable, report }
 }
 
 /// Whatever a disk took longer than 5 ms is blocked time too.
@@ -267,40 +263,14 @@ fn ideal(beyond_ns: &AtomicU64) -> Duration {
     (BLOCK * JOBS as u32 + Duration::from_nanos(beyond_ns.load(Ordering::Relaxed))) / 64
 }
 
-/// The same jobs on 64 threads that know nothing of slots: what this machine can do just now.
-fn plain_flood() -> Flood {
-    let (feed, fed) = feeder();
-    let (next, beyond_ns) = (AtomicUsize::new(0), AtomicU64::new(0));
-    let file = tempfile::tempfile().unwrap();
-    let started = Instant::now();
-    std::thread::scope(|scope| {
-        for _ in 0..64 {
-            let feed = feed.clone();
-            let (next, beyond_ns, file) = (&next, &beyond_ns, &file);
-            scope.spawn(move || {
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= JOBS {
-                        return;
-                    }
-                    beyond_ns.fetch_add(one_job(number, false, file, &feed), Ordering::Relaxed);
-                }
-            });
-        }
-    });
-    let elapsed = started.elapsed();
-    drop(feed);
-    fed.join().unwrap();
-    Flood { elapsed, ideal: ideal(&beyond_ns), most_runnable: 64, report: None }
-}
-
-/// In one of some attempts it is as fast as asked for, or else the machine has no time for plain threads either.
+/// In one of some attempts it is as fast as asked for, or else the machine has much else to do.
 fn flood_is_fast(detection: Detection) {
     const ATTEMPTS: usize = 10;
+    let load = Load::begin();
     let mut told = Vec::new();
     for _ in 0..ATTEMPTS {
         let flood = flood(detection);
-        let report = flood.report.as_ref().unwrap();
+        let report = &flood.report;
         let ratio = flood.elapsed.as_secs_f64() / flood.ideal.as_secs_f64();
         println!(
             "{}: {:.1} ms, ideal {:.1} ms ({ratio:.2}); runnable at once: {} by samples, {} as was seen; block to reuse: median {:.1} us, p99 {:.0} us of {}",
@@ -314,17 +284,14 @@ fn flood_is_fast(detection: Detection) {
             report.reused,
         );
         assert!(report.most_running <= report.slots + 1, "{report:?}");
-        if ratio <= 1.2 && flood.most_runnable <= report.slots + 1 {
+        // Jobs that are not wrapped run on when they wake up, until they are stopped.
+        let held = detection == Detection::Trace || flood.most_runnable <= report.slots + 1;
+        if ratio <= 1.2 && held {
             return;
         }
-        let plain = plain_flood();
-        let plain_ratio = plain.elapsed.as_secs_f64() / plain.ideal.as_secs_f64();
-        println!("plain threads: {:.1} ms ({plain_ratio:.2})", plain.elapsed.as_secs_f64() * 1e3);
-        told.push((ratio, flood.most_runnable, plain_ratio));
+        told.push((ratio, flood.most_runnable));
     }
-    let busy = told.iter().all(|(_, _, plain)| *plain > 1.15);
-    assert!(busy, "(slow path, runnable at once, plain threads): {told:.2?}");
-    println!("not within 1.2 of the ideal, nor are plain threads, on a machine that has much else to do");
+    load.excuse(&format!("never within 1.2 of the ideal (ratio, runnable at once): {told:.2?}"));
 }
 
 #[test]
@@ -366,6 +333,7 @@ fn capped_share(detection: Detection) -> f64 {
 
 #[test]
 fn a_capped_class_gets_its_cap_beside_a_greedy_one() {
+    let load = Load::begin();
     let mut shares = Vec::new();
     for attempt in 0..10 {
         let detection = if attempt % 2 == 0 { Detection::Trace } else { Detection::Wrapped };
@@ -378,11 +346,12 @@ fn a_capped_class_gets_its_cap_beside_a_greedy_one() {
             return;
         }
     }
-    panic!("a class capped at 0.2 CPUs never got 0.18 in a second: {shares:?}");
+    load.excuse(&format!("a class capped at 0.2 CPUs never got 0.18 in a second: {shares:.3?}"));
 }
 
 #[test]
 fn weights_divide_what_computing_jobs_get() {
+    let _load = Load::begin();
     let class = |name, weight| ClassConfig { weight, ..ClassConfig::new(name) };
     let classes = vec![class("light", 100), class("heavy", 300)];
     let slow = start(SlowPathConfig { classes, ..config(Detection::Wrapped, 4, 1) });
@@ -421,7 +390,11 @@ fn reuse(detection: Detection, wrap: bool) -> SlowPathReport {
     for _ in 0..500 {
         let job = move || {
             let wait = || std::thread::sleep(Duration::from_millis(3));
-            if wrap { blocking(wait) } else { wait() }
+            if wrap {
+                blocking(wait)
+            } else {
+                wait()
+            }
             [0; 4]
         };
         assert!(submitter.submit(Class(0), job).is_ok());
@@ -432,6 +405,7 @@ fn reuse(detection: Detection, wrap: bool) -> SlowPathReport {
 
 #[test]
 fn a_slot_is_reused_soon() {
+    let _load = Load::begin();
     for (name, detection, wrap) in [
         ("the kernel's records", Detection::Trace, false),
         ("wrapped calls", Detection::Wrapped, true),
@@ -449,7 +423,7 @@ fn a_slot_is_reused_soon() {
         );
         assert!(best.reused > 50, "{best:?}");
         // Far from what is measured on a quiet machine, and further from what a broken detection would take.
-        let bound = if detection == Detection::Trace || wrap { 1_000_000 } else { 20_000_000 };
+        let bound = if best.detection == "trace" || wrap { 1_000_000 } else { 20_000_000 };
         assert!(best.reuse_ns_p50 < bound, "{best:?}");
     }
 }
@@ -457,7 +431,8 @@ fn a_slot_is_reused_soon() {
 /// More jobs than slots that compute, allocate, log to the same lock, and ask the slow path itself, so that they are stopped in the middle of all that.
 #[test]
 fn jobs_may_be_stopped_anywhere() {
-    let classes = vec![ClassConfig { cap: Some(0.5), ..ClassConfig::new("capped") }, ClassConfig::new("free")];
+    let classes =
+        vec![ClassConfig { cap: Some(0.5), ..ClassConfig::new("capped") }, ClassConfig::new("free")];
     let slow = Arc::new(start(SlowPathConfig { classes, ..config(Detection::Trace, 12, 1) }));
     let mut submitter = slow.submitter().unwrap();
     let shared = Arc::new(Mutex::new(Vec::new()));

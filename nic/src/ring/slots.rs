@@ -58,25 +58,6 @@ impl<T> Slots<T> {
         }
     }
 
-    /// Moves one item to the place at `index`. It may be made there, where it is large.
-    ///
-    /// # Safety
-    /// Nobody else reads or writes that place meanwhile.
-    #[inline(always)]
-    pub(super) unsafe fn write_one(&self, index: usize, item: T) {
-        let index = index & (self.capacity() - 1);
-        #[cfg(not(loom))]
-        // SAFETY: inside the places, and nobody else's by the caller's promise.
-        unsafe {
-            self.base().add(index).write(item);
-        }
-        #[cfg(loom)]
-        // SAFETY: the caller's promise, which loom checks.
-        self.places[index].with_mut(|place| unsafe {
-            (*place).write(item);
-        });
-    }
-
     /// Moves `count` items from the places from `index` on to `target`.
     ///
     /// # Safety

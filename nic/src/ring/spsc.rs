@@ -77,14 +77,13 @@ impl<T: Send> Producer<T> {
     /// Puts one item in; gives it back where the ring is full.
     #[inline]
     pub fn push(&mut self, item: T) -> Result<(), T> {
-        if self.room_for(1) == 0 {
-            return Err(item);
+        let item = MaybeUninit::new(item);
+        // SAFETY: one item, which is forgotten here (MaybeUninit drops nothing) if it was taken.
+        match unsafe { self.push_raw(item.as_ptr(), 1) } {
+            // SAFETY: it was not taken, so it is still here and still ours.
+            0 => Err(unsafe { item.assume_init() }),
+            _ => Ok(()),
         }
-        // SAFETY: the place at `tail` is free, see `push_raw`.
-        unsafe { self.shared.slots.write_one(self.tail, item) };
-        self.tail = self.tail.wrapping_add(1);
-        self.shared.tail.store(self.tail, Ordering::Release);
-        Ok(())
     }
 
     /// Puts as many of `items` in as there is room for, from the front, and says how many.
