@@ -423,7 +423,7 @@ fn a_slot_is_reused_soon() {
         );
         assert!(best.reused > 50, "{best:?}");
         // Far from what is measured on a quiet machine, and further from what a broken detection would take.
-        let bound = if best.detection == "trace" || wrap { 1_000_000 } else { 20_000_000 };
+        let bound = if best.detection == "trace" || wrap { 500_000 } else { 20_000_000 };
         assert!(best.reuse_ns_p50 < bound, "{best:?}");
     }
 }
@@ -449,7 +449,10 @@ fn jobs_may_be_stopped_anywhere() {
                 let text: Vec<String> = (0..50).map(|number| number.to_string()).collect();
                 shared.lock().unwrap().extend(text);
                 shared.lock().unwrap().clear();
-                last = slow.upgrade().map_or(0, |slow| slow.report().classes.len());
+                // Mostly this: it takes the lock that everybody needs.
+                for _ in 0..200 {
+                    last = slow.upgrade().map_or(0, |slow| slow.report().classes.len());
+                }
                 let _ = onwards.submit(Class(1), || [1; 4]);
                 answered += std::iter::from_fn(|| onwards.poll()).count();
             }
