@@ -3,6 +3,7 @@
 
 use crate::outputs::Outputs;
 use crate::punt::Local;
+use crate::slow_path::SlowPath;
 use isolation::Turn;
 use nic::{Batch, MacAddress, PortId};
 use std::sync::Arc;
@@ -70,6 +71,8 @@ pub struct WorkerContext {
     pub ports: Arc<[PortInfo]>,
     /// The pool, for applications that make packets.
     pub pool: nic::Pool,
+    /// For jobs that may block, where one was started ([`Dataplane::start_slow_path`](crate::Dataplane::start_slow_path)).
+    pub slow_path: Option<Arc<SlowPath>>,
 }
 
 impl WorkerContext {

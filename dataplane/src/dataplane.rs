@@ -16,6 +16,7 @@ use crate::punt::{Local, Punting};
 use crate::registry::{ExceptionEntry, PortEntry, Registry, WorkerEntry};
 use crate::report::{PoolReport, PortReport, Report, WorkerReport};
 use crate::signals::Signals;
+use crate::slow_path::{SlowPath, SlowPathConfig};
 use crate::table::Table;
 use crate::telemetry::Endpoints;
 use crate::violations::{Place, Watcher};
@@ -38,6 +39,7 @@ pub struct Dataplane {
     signals: Signals,
     endpoints: Endpoints,
     readers: Arc<Domain>,
+    slow_path: Option<Arc<SlowPath>>,
 }
 
 /// What is left of a run.
@@ -113,7 +115,19 @@ impl Dataplane {
             })
             .collect();
         let readers = Domain::new();
-        Ok(Self { plan, pool, dealt, registry, rx, tx, infos: infos.into(), signals, endpoints, readers })
+        Ok(Self {
+            plan,
+            pool,
+            dealt,
+            registry,
+            rx,
+            tx,
+            infos: infos.into(),
+            signals,
+            endpoints,
+            readers,
+            slow_path: None,
+        })
     }
 
     /// What is known of the ports, by number.
@@ -130,6 +144,13 @@ impl Dataplane {
     /// Each application keeps a handle ([`Published::shared`]); whoever replaces the table keeps what this gives.
     pub fn publish<T: Send + Sync + 'static>(&self, table: T) -> Published<T> {
         Published::new(&self.readers, table)
+    }
+
+    /// Starts a slow path for this run, on the CPUs that no worker has, or on the only one. Applications find it in their
+    /// [`WorkerContext`].
+    pub fn start_slow_path(&mut self, config: SlowPathConfig) -> Result<&Arc<SlowPath>, Error> {
+        let cpus = self.plan.placement.housekeeping().map_err(Error::system("cannot read the CPUs"))?;
+        Ok(self.slow_path.insert(Arc::new(SlowPath::start(config, &cpus)?)))
     }
 
     /// Runs one application for each worker, made by `make`, until the duration is over, a signal comes, or there is nothing left
@@ -194,6 +215,7 @@ impl Dataplane {
         drop((std::mem::take(&mut self.rx), std::mem::take(&mut self.tx)));
         let lost = control::last_look(&mut self.registry, &state);
         self.registry.ports.iter_mut().for_each(|entry| entry.port.refresh());
+        let slow_path = self.slow_path.as_deref().map(SlowPath::end);
         let told = watcher.finish();
         let ports: Vec<PortReport> = self.registry.ports.iter().map(PortReport::new).collect();
         let workers = |gaps: &[LoopGap]| -> Vec<WorkerReport> {
@@ -212,6 +234,7 @@ impl Dataplane {
             workers,
             pool: PoolReport::new(self.pool.audit()),
             kick: kick.name(),
+            slow_path,
             isolation: watcher.report(),
             violations: watcher.counts().clone(),
         };
@@ -274,6 +297,7 @@ impl Dataplane {
             cpu: self.registry.workers[index].cpu,
             ports: Arc::clone(&self.infos),
             pool: self.pool.clone(),
+            slow_path: self.slow_path.clone(),
         };
         let queues = std::mem::take(&mut self.dealt[index]);
         let mut inputs = Vec::new();

@@ -25,6 +25,7 @@ mod registry;
 mod report;
 mod retired_tables;
 mod signals;
+pub mod slow_path;
 mod table;
 pub mod telemetry;
 mod violations;

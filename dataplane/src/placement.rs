@@ -60,6 +60,13 @@ impl Placement {
         Ok(Self { control, workers })
     }
 
+    /// The CPUs that no worker has; where there are none, those there are.
+    pub(crate) fn housekeeping(&self) -> std::io::Result<CpuList> {
+        let allowed = Topology::read()?.allowed;
+        let others: CpuList = allowed.iter().filter(|cpu| !self.workers.contains(cpu)).collect();
+        Ok(if others.is_empty() { allowed } else { others })
+    }
+
     /// True where a worker and the control core share a CPU.
     pub(crate) fn is_shared(&self) -> bool {
         self.workers.contains(&self.control)

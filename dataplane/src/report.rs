@@ -3,6 +3,7 @@
 
 use crate::loop_gap::LoopGapNs;
 use crate::registry::{PortEntry, PortSample};
+use crate::slow_path::SlowPathReport;
 use nic::memory::Audit;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -22,6 +23,9 @@ pub struct Report {
     pub pool: PoolReport,
     /// Who woke the kernel for the workers' queues: `control` or `worker`.
     pub kick: &'static str,
+    /// The slow path, where the application started one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slow_path: Option<SlowPathReport>,
     /// How the workers were kept from the kernel, and how well that went.
     pub isolation: IsolationReport,
     /// Violations of their isolation, by cause.

@@ -216,7 +216,8 @@ mod tests {
                 local: None,
             };
             let ports = [port(0), port(1)].into();
-            let worker = WorkerContext { worker: 0, workers: 1, cpu: 0, ports, pool: pool.clone() };
+            let worker =
+                WorkerContext { worker: 0, workers: 1, cpu: 0, ports, pool: pool.clone(), slow_path: None };
             let traffic = Traffic {
                 sizes: Sizes::Fixed(size),
                 flows: 3,

@@ -8,6 +8,7 @@ mod packet_memory;
 mod per_cpu;
 mod qsbr;
 mod ring;
+mod slow_path;
 mod traffic;
 
 use criterion::{criterion_group, criterion_main};
@@ -15,6 +16,6 @@ use criterion::{criterion_group, criterion_main};
 criterion_group! {
     name = cycles;
     config = bench::criterion();
-    targets = packet_memory::benches, per_cpu::benches, qsbr::benches, ring::benches, traffic::benches, forwarding::benches
+    targets = packet_memory::benches, per_cpu::benches, qsbr::benches, ring::benches, traffic::benches, forwarding::benches, slow_path::benches
 }
 criterion_main!(cycles);

@@ -8,11 +8,14 @@ mod event;
 mod interruption;
 mod names;
 mod ring;
+mod switches;
 mod symbols;
 mod sys;
 mod traced;
 mod tracker;
 
 pub use interruption::{Cause, Interruption, Sender, Totals};
+pub use ring::Peek;
+pub use switches::{Switch, SwitchKind, Switches};
 pub use symbols::KernelSymbols;
 pub use traced::{Trace, TraceError};

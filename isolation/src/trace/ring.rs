@@ -7,6 +7,7 @@
 use super::sys::{Map, PAGE_BYTES};
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Of `struct perf_event_mmap_page`.
@@ -25,10 +26,27 @@ pub(super) struct Raw<'a> {
     pub(super) body: &'a [u8],
 }
 
+/// Says whether a ring has anything to read; any number of threads may ask.
+#[derive(Clone, Debug)]
+pub struct Peek(Arc<Map>);
+
+impl Peek {
+    /// Two loads.
+    #[inline]
+    pub fn has_more(&self) -> bool {
+        word(&self.0, DATA_HEAD).load(Ordering::Acquire) != word(&self.0, DATA_TAIL).load(Ordering::Relaxed)
+    }
+}
+
+fn word(map: &Map, offset: usize) -> &AtomicU64 {
+    // SAFETY: inside the first page, aligned; the kernel and we access it as one word.
+    unsafe { &*map.start().add(offset).cast::<AtomicU64>() }
+}
+
 /// The reading end of one ring.
 #[derive(Debug)]
 pub(super) struct Ring {
-    map: Map,
+    map: Arc<Map>,
     capacity: usize,
     tail: u64,
     /// A record, in one piece.
@@ -51,15 +69,19 @@ impl Ring {
                 Err(error) => return Err(error),
             }
         };
-        let mut ring = Self { map, capacity, tail: 0, record: vec![0; MAX_RECORD_BYTES] };
+        let mut ring = Self { map: Arc::new(map), capacity, tail: 0, record: vec![0; MAX_RECORD_BYTES] };
         // The kernel's first fault on the tail's page would be ours.
         ring.store_tail();
         Ok(ring)
     }
 
     fn word(&self, offset: usize) -> &AtomicU64 {
-        // SAFETY: inside the first page, aligned; the kernel and we access it as one word.
-        unsafe { &*self.map.start().add(offset).cast::<AtomicU64>() }
+        word(&self.map, offset)
+    }
+
+    /// For other threads.
+    pub(super) fn peek(&self) -> Peek {
+        Peek(Arc::clone(&self.map))
     }
 
     fn store_tail(&mut self) {

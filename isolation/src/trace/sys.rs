@@ -59,10 +59,19 @@ pub(super) fn open_on_cpu(cpu: usize, trace_event: u64, stack: bool) -> io::Resu
 
 /// The switches of one thread, in and out, without saying to whom: what needs no privilege. Switched off.
 pub(super) fn open_switches(tid: libc::pid_t) -> io::Result<OwnedFd> {
+    switches(tid, -1)
+}
+
+/// The same, of what the thread does on this CPU: so can threads share a ring.
+pub(super) fn open_switches_on_cpu(tid: libc::pid_t, cpu: usize) -> io::Result<OwnedFd> {
+    switches(tid, cpu as libc::c_int)
+}
+
+fn switches(tid: libc::pid_t, cpu: libc::c_int) -> io::Result<OwnedFd> {
     let mut attr = attributes(bindings::PERF_TYPE_SOFTWARE, bindings::PERF_COUNT_SW_DUMMY.into());
     attr.set_exclude_kernel(1);
     attr.set_context_switch(1);
-    open(&mut attr, tid, -1)
+    open(&mut attr, tid, cpu)
 }
 
 fn done(result: libc::c_int) -> io::Result<()> {
@@ -98,6 +107,8 @@ pub(super) struct Map {
 
 // SAFETY: the map belongs to whoever has this, wherever that is; all accesses to it are volatile or atomic, through raw pointers.
 unsafe impl Send for Map {}
+// SAFETY: the same; what is shared is only read, as whole atomic words.
+unsafe impl Sync for Map {}
 
 impl Map {
     /// Maps the event's first page and `data_bytes` behind it.

@@ -1,0 +1,129 @@
+//! The thread that brings jobs in, reads what the kernel noted, and sees to caps, turns and bounds.
+//!
+//! It naps, and pollers wake it. It never allocates, frees or logs: a job may have been stopped in the middle of that, and waits for this thread.
+#![forbid(unsafe_code)]
+
+use super::gate::Overdue;
+use super::{Shared, sys};
+use isolation::trace::{Peek, Switch, Switches};
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+/// How often it looks while jobs are under way or have just been: what a job waits for at the most before it is taken in.
+const NAP: Duration = Duration::from_micros(100);
+/// How often while jobs wait for a slot: where every CPU is busy no poller runs, and who blocks is seen only now.
+const SHORT_NAP: Duration = Duration::from_micros(20);
+/// How often after a quiet tenth of a second.
+const LONG_NAP: Duration = Duration::from_micros(250);
+const QUIET_NS: u64 = 100_000_000;
+const TICK_NS: u64 = 1_000_000;
+/// With the kernel's records, every so many ticks it looks for what they did not tell.
+const LOOK_TICKS: u64 = 10;
+/// Records that are taken in at once.
+const MOST_SWITCHES: usize = 8192;
+
+pub(super) struct Dispatcher {
+    shared: Arc<Shared>,
+    switches: Option<(Switches, Vec<Peek>)>,
+    seats: HashMap<i32, usize>,
+    found: Vec<Switch>,
+    stop: Vec<i32>,
+    overdue: Vec<Overdue>,
+}
+
+impl Dispatcher {
+    pub(super) fn new(shared: &Arc<Shared>, switches: Option<Switches>, tids: &[i32]) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            switches: switches.map(|switches| {
+                let peeks = switches.peeks();
+                (switches, peeks)
+            }),
+            seats: tids.iter().enumerate().map(|(index, tid)| (*tid, index)).collect(),
+            found: Vec::with_capacity(MOST_SWITCHES),
+            // Each seat once in what is seen and twice in a tick.
+            stop: Vec::with_capacity(3 * tids.len()),
+            overdue: Vec::with_capacity(16),
+        }
+    }
+
+    pub(super) fn start(mut self) -> io::Result<JoinHandle<()>> {
+        thread::Builder::new().name("slow-dispatch".into()).spawn(move || {
+            // The same CPUs as the jobs': anywhere else it would disturb workers.
+            let _ = sys::stay_on(&self.shared.cpus);
+            // Or every nap would be 50 us longer.
+            let _ = nix::sys::prctl::set_timerslack(1);
+            // It needs microseconds, and many wait for them. Without the right to it they wait longer on a busy machine.
+            let _ = sys::run_first();
+            self.run();
+        })
+    }
+
+    fn run(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let capacity = shared.config.capacity;
+        let (mut busy_at, mut tick_at, mut ticks) = (0, 0, 0_u64);
+        while !shared.stop.load(Ordering::Acquire) {
+            // Before what it announces is looked at.
+            shared.bell.store(0, Ordering::SeqCst);
+            self.see();
+            let mut admitted = 0;
+            // Whoever has the lock may be waiting for the allocator, and so for a job that was stopped in it.
+            if let Ok(mut sources) = shared.sources.try_lock() {
+                for source in sources.iter_mut().filter(|source| !source.is_empty()) {
+                    // No more than were there: a submitter that goes on and on does not keep it here.
+                    let jobs = std::iter::from_fn(|| source.pop()).take(capacity);
+                    admitted += shared.gate.admit(jobs);
+                }
+            }
+            let (wanted, busy) = shared.gate.interest();
+            let now = sys::now_ns();
+            if busy || admitted > 0 {
+                busy_at = now;
+            }
+            if busy && now.saturating_sub(tick_at) >= TICK_NS {
+                tick_at = now;
+                ticks += 1;
+                let look = self.switches.is_none() || ticks.is_multiple_of(LOOK_TICKS);
+                shared.gate.tick(look, &mut self.stop, &mut self.overdue);
+                self.tell();
+            }
+            self.stop.drain(..).for_each(sys::signal);
+            if shared.wanted.swap(u32::from(wanted), Ordering::Relaxed) == 0 && wanted {
+                sys::futex_wake(&shared.wanted, i32::MAX);
+            }
+            let quiet = now.saturating_sub(busy_at) > QUIET_NS;
+            let nap = match (self.switches.is_some() && wanted, quiet) {
+                (true, _) => SHORT_NAP,
+                (false, false) => NAP,
+                (false, true) => LONG_NAP,
+            };
+            sys::futex_wait(&shared.bell, 0, Some(nap));
+        }
+    }
+
+    /// Takes in what the kernel noted.
+    fn see(&mut self) {
+        let Some((switches, peeks)) = &mut self.switches else { return };
+        if !peeks.iter().any(Peek::has_more) {
+            return;
+        }
+        switches.read(&mut self.found);
+        self.shared.lost_records.store(switches.lost(), Ordering::Relaxed);
+        self.found.sort_unstable_by_key(|switch| switch.time_ns);
+        self.shared.gate.saw(&self.found, |tid| self.seats.get(&tid).copied(), &mut self.stop);
+        self.found.clear();
+    }
+
+    fn tell(&mut self) {
+        for overdue in self.overdue.drain(..) {
+            self.shared.ended[overdue.class].overdue.fetch_add(1, Ordering::Relaxed);
+            // A full queue means that there is plenty to say already; it is counted.
+            let _ = self.shared.overdue.push(overdue);
+        }
+    }
+}
