@@ -360,7 +360,7 @@ guest_tests() {
     cargo test --locked -p bench --test vm --test isolation --no-fail-fast -- guest_ --nocapture
 }
 
-# The property tests, by their names' beginning, one after the other on each CPU.
+# The property tests, by their names' beginning, two at a time on each CPU: what counts is that each has its seconds.
 campaigns() {
     local binaries list=$logs/campaigns.txt
     if ! has jq; then
@@ -373,7 +373,7 @@ campaigns() {
     while read -r binary manifest; do
         "$binary" --list --format terse | sed -nE "s|(.*property_.*): test\$|$binary $(dirname "$manifest") \1|p"
     done <<<"$binaries" >"$list"
-    xargs -L 1 -P "$(nproc)" bash -uc 'campaign "$@"' campaign <"$list"
+    xargs -L 1 -P $(($(nproc) * 2)) bash -uc 'campaign "$@"' campaign <"$list"
 }
 
 # Runs one test again and again, each time on other random input.

@@ -228,6 +228,7 @@ fn ctl_prometheus_and_the_report_agree_to_the_packet() {
             ("tx_packets", "isoplane_port_transmitted_packets_total"),
             ("tx_bytes", "isoplane_port_transmitted_bytes_total"),
             ("doorbells", "isoplane_port_doorbells_total"),
+            ("punted", "isoplane_port_punted_packets_total"),
         ] {
             assert_eq!(number(&scrape, metric, &[("port", &label)]), port[key], "{metric} of port {index}");
         }

@@ -334,7 +334,7 @@ fn worker_report(entry: &WorkerEntry, gap: &LoopGap) -> WorkerReport {
         packets: sample.packets,
         tsc_per_packet: sample.tsc_per_packet(),
         turns: sample.turns,
-        sleeps: entry.counters.sleeps.get(),
+        sleeps: sample.sleeps,
         loop_gap_ns: gap.percentiles_ns(),
         affinity_changes: entry.affinity_changes,
         stalls: entry.stalls,

@@ -80,6 +80,7 @@ pub(crate) struct WorkerSample {
     pub(crate) packets: u64,
     pub(crate) busy_tsc: u64,
     pub(crate) turns: u64,
+    pub(crate) sleeps: u64,
     pub(crate) longest_gap_tsc: u64,
     /// Of the whole run.
     pub(crate) longest_of_all_tsc: u64,
@@ -131,6 +132,7 @@ impl WorkerSample {
             packets: counters.packets.get(),
             busy_tsc: counters.busy_tsc.get(),
             turns: counters.turns.get(),
+            sleeps: counters.sleeps.get(),
             longest_gap_tsc: counters.longest_gap_tsc.get(),
             longest_of_all_tsc: counters.longest_of_all_tsc.get(),
         }

@@ -63,6 +63,12 @@ const OF_PORTS: &[(&str, &str, &str, OfPort)] = &[
     ("isoplane_port_doorbells_total", "counter", "Times the kernel was woken for the port.", |port| {
         port.counts.doorbells
     }),
+    (
+        "isoplane_port_punted_packets_total",
+        "counter",
+        "Of the received packets, those that were handed to the kernel.",
+        |port| port.counts.punted,
+    ),
     ("isoplane_port_ring_frames", "gauge", "Frames on the port's rings.", |port| port.ring_frames),
     ("isoplane_port_link_up", "gauge", "Whether the link is up.", |port| u64::from(port.link == "up")),
     (
@@ -87,6 +93,9 @@ const OF_WORKERS: &[(&str, &str, &str, OfWorker)] = &[
     ),
     ("isoplane_worker_turns_total", "counter", "Turns of the worker's loop, idle ones too.", |worker| {
         worker.turns as f64
+    }),
+    ("isoplane_worker_sleeps_total", "counter", "Times the worker slept for want of packets.", |worker| {
+        worker.sleeps as f64
     }),
     (
         "isoplane_worker_longest_loop_gap_seconds",

@@ -103,6 +103,8 @@ pub struct WorkerStatus {
     pub busy_ns: u64,
     /// Loop turns.
     pub turns: u64,
+    /// Times it slept for want of packets.
+    pub sleeps: u64,
     /// The longest time from one turn to the next, since the run began.
     pub longest_gap_ns: u64,
     /// How often somebody else changed its affinity mask.

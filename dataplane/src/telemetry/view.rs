@@ -163,6 +163,7 @@ impl View {
                 tsc_per_packet: sample.tsc_per_packet(),
                 busy_ns: tsc::to_ns(sample.busy_tsc),
                 turns: sample.turns,
+                sleeps: sample.sleeps,
                 longest_gap_ns: tsc::to_ns(sample.longest_of_all_tsc),
                 affinity_changes: said.affinity_changes.get(number).copied().unwrap_or_default(),
             }

@@ -1,6 +1,6 @@
 //! The registers and the stack of a thread that runs: a signal whose handler copies them.
 //!
-//! SIGURG, which nobody minds: by default it is ignored. The handler is there only while a sample is taken, and only where the program has
+//! SIGWINCH, which nobody minds: by default it is ignored. The handler is there only while a sample is taken, and only where the program has
 //! none of its own; a system call that it comes in on is made again (SA_RESTART). Memory is read by the kernel (`process_vm_readv(2)`), to which
 //! an address that is none is an error and no fault.
 #![allow(unsafe_code)]
@@ -71,7 +71,7 @@ static EXCHANGE: Exchange = Exchange {
 pub(super) fn sample(tid: i32) -> Result<Sample, String> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    if thread::blocks(tid, libc::SIGURG) {
+    if thread::blocks(tid, libc::SIGWINCH) {
         return Err("cannot be had: the thread blocks signals, as isolated workers do".into());
     }
     if EXCHANGE.state.load(Ordering::Acquire) != IDLE {
@@ -81,7 +81,7 @@ pub(super) fn sample(tid: i32) -> Result<Sample, String> {
     EXCHANGE.tid.store(tid, Ordering::Relaxed);
     EXCHANGE.state.store(WANTED, Ordering::Release);
     // SAFETY: takes numbers only. A thread that has ended since is an error.
-    if unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, libc::SIGURG) } != 0 {
+    if unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, libc::SIGWINCH) } != 0 {
         EXCHANGE.state.store(IDLE, Ordering::Release);
         return Err("cannot be had: the thread has ended".into());
     }
@@ -151,20 +151,20 @@ impl Handler {
     fn install() -> Result<Self, String> {
         let mut before = MaybeUninit::<libc::sigaction>::uninit();
         // SAFETY: asks only, into memory of that size.
-        if unsafe { libc::sigaction(libc::SIGURG, ptr::null(), before.as_mut_ptr()) } != 0 {
+        if unsafe { libc::sigaction(libc::SIGWINCH, ptr::null(), before.as_mut_ptr()) } != 0 {
             return Err("cannot be had: no signal handler".into());
         }
         // SAFETY: filled in by the call.
         let before = unsafe { before.assume_init() };
         if before.sa_sigaction != libc::SIG_DFL && before.sa_sigaction != libc::SIG_IGN {
-            return Err("cannot be had: the program uses SIGURG itself".into());
+            return Err("cannot be had: the program uses SIGWINCH itself".into());
         }
         // SAFETY: all zeros is a valid `sigaction`.
         let mut action: libc::sigaction = unsafe { MaybeUninit::zeroed().assume_init() };
         action.sa_sigaction = handle as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK;
         // SAFETY: the handler is async-signal-safe and of the kind that SA_SIGINFO says.
-        if unsafe { libc::sigaction(libc::SIGURG, &action, ptr::null_mut()) } != 0 {
+        if unsafe { libc::sigaction(libc::SIGWINCH, &action, ptr::null_mut()) } != 0 {
             return Err("cannot be had: no signal handler".into());
         }
         Ok(Self(before))
@@ -174,7 +174,7 @@ impl Handler {
 impl Drop for Handler {
     fn drop(&mut self) {
         // SAFETY: what was there before. A signal that comes later is ignored.
-        unsafe { libc::sigaction(libc::SIGURG, &self.0, ptr::null_mut()) };
+        unsafe { libc::sigaction(libc::SIGWINCH, &self.0, ptr::null_mut()) };
     }
 }
 
@@ -245,7 +245,7 @@ mod tests {
             }
             assert_eq!(taken, 10);
             blocked.store(true, Ordering::Relaxed);
-            while !thread::blocks(tid, libc::SIGURG) && start.elapsed() < Duration::from_secs(60) {
+            while !thread::blocks(tid, libc::SIGWINCH) && start.elapsed() < Duration::from_secs(60) {
                 std::thread::yield_now();
             }
             let words = super::sample(tid).unwrap_err();

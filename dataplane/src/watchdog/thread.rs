@@ -76,11 +76,11 @@ mod tests {
             assert!(start.elapsed() < Duration::from_secs(30));
         }
         assert_eq!((state(tid), tracer(tid)), (Some('R'), None));
-        assert!(!blocks(tid, libc::SIGURG));
+        assert!(!blocks(tid, libc::SIGWINCH));
         // Above the largest number there can be (PID_MAX_LIMIT).
         let nobody = 1 << 23;
         assert_eq!((state(nobody), cpu_time(nobody)), (None, None));
-        assert!(blocks(nobody, libc::SIGURG));
+        assert!(blocks(nobody, libc::SIGWINCH));
     }
 
     #[test]
