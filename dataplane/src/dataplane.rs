@@ -300,6 +300,11 @@ impl Dataplane {
             slow_path: self.slow_path.clone(),
         };
         let queues = std::mem::take(&mut self.dealt[index]);
+        // In copy mode poll(2) of a socket sends what is on its transmit ring, too: that must be this worker's own, which is empty when it sleeps.
+        let is_own = |(port, queue): &(PortId, usize)| {
+            queues.tx.contains(&(*port, *queue)) || self.tx[usize::from(port.0)].get(*queue).is_none()
+        };
+        let wakes: Vec<bool> = queues.rx.iter().map(is_own).collect();
         let mut inputs = Vec::new();
         for (port, queue) in queues.rx {
             inputs.extend(self.rx[usize::from(port.0)][queue].take().map(|queue| {
@@ -319,7 +324,9 @@ impl Dataplane {
                 outputs.add(port, queue, bell, down);
             }
         }
-        let sleeper = Sleeper::new(self.plan.args.idle, inputs.iter().map(|input| &*input.queue))?;
+        let ready =
+            inputs.iter().zip(&wakes).map(|(input, wakes)| input.queue.readiness().filter(|_| *wakes));
+        let sleeper = Sleeper::new(self.plan.args.idle, ready)?;
         let counters = Arc::clone(&self.registry.workers[index].counters);
         let gaps = Arc::clone(&self.registry.workers[index].gaps);
         let parts = Parts { index, inputs, outputs, counters, gaps, sleeper };

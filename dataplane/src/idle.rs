@@ -6,11 +6,11 @@
 
 use crate::error::Error;
 use clap::ValueEnum;
-use nic::port::RxQueue;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use percpu::tsc;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::thread;
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ pub enum Idle {
 /// Without a packet for so long, an adaptive worker sleeps.
 const AWAKE_NS: u64 = 200_000;
 /// How long it sleeps at most, where the kernel wakes it: what the worker is asked by others, it is asked at its turns.
-const LIMIT_MS: u8 = 10;
+const LIMIT_MS: u8 = 2;
 /// How long, where nobody does.
 const NAP: Duration = Duration::from_micros(100);
 
@@ -42,8 +42,11 @@ pub(crate) struct Sleeper {
 }
 
 impl Sleeper {
-    /// For a worker with these inputs.
-    pub(crate) fn new<'a>(idle: Idle, inputs: impl Iterator<Item = &'a dyn RxQueue>) -> Result<Self, Error> {
+    /// For a worker with inputs of this readiness ([`RxQueue::readiness`](nic::port::RxQueue::readiness)).
+    pub(crate) fn new<'a>(
+        idle: Idle,
+        inputs: impl Iterator<Item = Option<BorrowedFd<'a>>>,
+    ) -> Result<Self, Error> {
         let failed = |errno: Errno| Error::system("cannot wait for packets")(io::Error::from(errno));
         let after = match idle {
             Idle::Poll => u64::MAX,
@@ -54,8 +57,8 @@ impl Sleeper {
         if idle != Idle::Poll {
             let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
             let mut tells = true;
-            for queue in inputs {
-                match queue.readiness() {
+            for readiness in inputs {
+                match readiness {
                     Some(descriptor) => {
                         epoll.add(descriptor, EpollEvent::new(EpollFlags::EPOLLIN, 0)).map_err(failed)?;
                     }
@@ -67,16 +70,16 @@ impl Sleeper {
         Ok(sleeper)
     }
 
-    /// Whether to sleep after a turn that began at `now` and moved so many packets.
+    /// Whether to sleep after a turn that began at `now`, and in which there was something to do or not.
     #[inline(always)]
-    pub(crate) fn is_due(&mut self, now: u64, moved: u64) -> bool {
-        if moved > 0 {
+    pub(crate) fn is_due(&mut self, now: u64, busy: bool) -> bool {
+        if busy {
             self.idle_since = now;
         }
         now.wrapping_sub(self.idle_since) > self.after
     }
 
-    /// Sleeps until a packet comes, 10 ms at most.
+    /// Sleeps until a packet comes, 2 ms at most.
     #[cold]
     pub(crate) fn sleep(&self) {
         // An answer that is an error comes at once, and the next turn looks.
@@ -90,65 +93,47 @@ impl Sleeper {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nic::{Batch, QueueCounters};
     use std::io::Write;
-    use std::os::fd::{AsFd, BorrowedFd};
+    use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
-    use std::sync::Arc;
     use std::time::Instant;
 
-    struct Queue(Option<UnixStream>, Arc<QueueCounters>);
-
-    impl RxQueue for Queue {
-        fn receive(&mut self, _: &mut Batch) {}
-
-        fn readiness(&self) -> Option<BorrowedFd<'_>> {
-            self.0.as_ref().map(AsFd::as_fd)
-        }
-
-        fn counters(&self) -> &Arc<QueueCounters> {
-            &self.1
-        }
-    }
-
-    fn sleeper(idle: Idle, queues: &[Queue]) -> Sleeper {
-        Sleeper::new(idle, queues.iter().map(|queue| queue as &dyn RxQueue)).unwrap()
+    fn sleeper(idle: Idle, inputs: &[Option<UnixStream>]) -> Sleeper {
+        Sleeper::new(idle, inputs.iter().map(|input| input.as_ref().map(AsFd::as_fd))).unwrap()
     }
 
     #[test]
     fn who_polls_never_sleeps_and_who_waits_for_interrupts_always_does() {
         let (mut polls, mut waits) = (sleeper(Idle::Poll, &[]), sleeper(Idle::Interrupt, &[]));
         let later = tsc::now() + tsc::from_ns(60_000_000_000);
-        assert!(!polls.is_due(later, 0));
-        assert!(waits.is_due(later, 0) && !waits.is_due(later, 1) && waits.is_due(later + 1, 0));
+        assert!(!polls.is_due(later, false));
+        assert!(waits.is_due(later, false) && !waits.is_due(later, true) && waits.is_due(later + 1, false));
     }
 
     #[test]
     fn adaptive_is_after_a_while_without_packets() {
         let mut sleeper = sleeper(Idle::Adaptive, &[]);
         let (start, awake) = (tsc::now(), tsc::from_ns(AWAKE_NS));
-        assert!(!sleeper.is_due(start, 1));
-        assert!(!sleeper.is_due(start + awake, 0) && sleeper.is_due(start + awake + 1, 0));
-        assert!(!sleeper.is_due(start + 2 * awake, 5) && !sleeper.is_due(start + 3 * awake, 0));
+        assert!(!sleeper.is_due(start, true));
+        assert!(!sleeper.is_due(start + awake, false) && sleeper.is_due(start + awake + 1, false));
+        assert!(!sleeper.is_due(start + 2 * awake, true) && !sleeper.is_due(start + 3 * awake, false));
     }
 
     #[test]
     fn a_packet_wakes_and_so_does_the_limit() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let queues = [Queue(Some(ours), Arc::default())];
-        let waits = sleeper(Idle::Interrupt, &queues);
+        let waits = sleeper(Idle::Interrupt, &[Some(ours.try_clone().unwrap())]);
         let slept = |sleeper: &Sleeper| {
             let start = Instant::now();
             sleeper.sleep();
             start.elapsed()
         };
-        assert!(slept(&waits) >= Duration::from_millis(9));
+        assert!(slept(&waits) >= Duration::from_millis(1));
         theirs.write_all(&[1]).unwrap();
         // A machine may be slow, but not each time.
-        assert!((0..100).any(|_| slept(&waits) < Duration::from_millis(5)));
+        assert!((0..100).any(|_| slept(&waits) < Duration::from_millis(1)));
         // Beside an input that tells nothing it naps.
-        let queues = [Queue(None, Arc::default()), Queue(Some(theirs), Arc::default())];
-        let naps = sleeper(Idle::Interrupt, &queues);
-        assert!((0..100).any(|_| (NAP..Duration::from_millis(5)).contains(&slept(&naps))));
+        let naps = sleeper(Idle::Interrupt, &[None, Some(theirs)]);
+        assert!((0..100).any(|_| (NAP..Duration::from_millis(2)).contains(&slept(&naps))));
     }
 }

@@ -212,17 +212,22 @@ impl Outputs {
     }
 
     /// The end of a loop turn: pending packets go out and doorbells are rung.
+    ///
+    /// True where packets were still on their way out: somebody has to look again.
     #[inline(always)]
-    pub(crate) fn end_of_turn(&mut self) {
+    pub(crate) fn end_of_turn(&mut self) -> bool {
+        let mut rings = false;
         for output in self.queues.iter_mut().flatten() {
             if !output.pending.is_empty() {
                 output.flush_pending(&mut self.gone);
             }
             if output.queue.needs_doorbell() {
+                rings = true;
                 output.ring(&mut self.gone);
             }
         }
         self.turns.quiescent();
+        rings
     }
 
     pub(crate) fn take_gone(&mut self) -> Option<(PortId, PortGone)> {

@@ -230,7 +230,7 @@ impl<A: Application> Worker<A> {
                     input.ring(&self.state);
                 }
             }
-            self.outputs.end_of_turn();
+            let rings = self.outputs.end_of_turn();
             self.state.pool.serve();
             if let Some(gone) = self.outputs.take_gone() {
                 // A full queue of events means that the control core has plenty to say already.
@@ -240,7 +240,7 @@ impl<A: Application> Worker<A> {
             if ended || self.application.is_finished() {
                 break;
             }
-            if self.sleeper.is_due(now, moved) && !self.application.is_sending() {
+            if self.sleeper.is_due(now, moved > 0 || rings) && !self.application.is_sending() {
                 self.sleeper.sleep();
                 self.counters.sleeps.add(1);
                 // Sleep is no gap.

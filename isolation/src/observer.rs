@@ -200,7 +200,9 @@ impl Observer {
             }
             // What the switching takes is no violation either.
             let since_ns = tsc::monotonic_ns();
-            worker.watched.suspend(debugger.is_some());
+            if !worker.watched.suspend(debugger.is_some()) {
+                continue;
+            }
             match (debugger.is_some(), worker.suspensions.back_mut()) {
                 (false, Some((_, until_ns))) => *until_ns = tsc::monotonic_ns(),
                 _ => worker.suspensions.push_back((since_ns, u64::MAX)),

@@ -71,9 +71,10 @@ impl Watched {
         self.was_isolated(tsc::now()) && self.shared.end_elsewhere(Source::Migration)
     }
 
-    /// Lets everything through unsignalled while a debugger is attached, and signals again afterwards.
-    pub fn suspend(&self, on: bool) {
-        self.shared.suspend(on);
+    /// Lets everything through unsignalled while a debugger is attached, and signals again afterwards. False where the thread itself is just switching
+    /// that: then to be tried again.
+    pub fn suspend(&self, on: bool) -> bool {
+        self.shared.suspend(on)
     }
 
     /// Whether it does.

@@ -109,7 +109,7 @@ fn visit(watched: &Watched, ticks: bool) {
     if ticks {
         within("a stop by a tick", || debugger.stops() > 2);
     }
-    watched.suspend(true);
+    within("the suspension", || watched.suspend(true));
     // Fifty ticks of the slowest clock that kernels have would be 500 ms; the worker needs one turn.
     let mut before = debugger.stops();
     within("half a second without a stop", || {
@@ -121,7 +121,7 @@ fn visit(watched: &Watched, ticks: bool) {
     debugger.detach();
     within("the debugger's end", || watched.debugger().is_none());
     assert_eq!(signals(watched), counted, "counted while it was suspended");
-    watched.suspend(false);
+    within("the suspension's end", || watched.suspend(false));
     if ticks {
         within("a signal after the debugger", || signals(watched) > counted);
     }

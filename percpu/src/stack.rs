@@ -455,7 +455,10 @@ impl<T: Item, S: Shared<T>> Stack<T, S> {
     #[cold]
     fn serve_request(&self, header: &StackHeader) {
         header.requested.store(0, Ordering::Relaxed);
-        self.move_to_shared(self.capacity());
+        if self.move_to_shared(self.capacity()) == 0 && header.len_bytes.load(Ordering::Relaxed) > 0 {
+            // Somebody else works on it: the next time.
+            header.requested.store(1, Ordering::Relaxed);
+        }
     }
 
     /// Drains the stacks that nobody comes back to, and says how many items were moved. Reads `/proc/self/task`: for a control thread.

@@ -74,6 +74,8 @@ pub(super) fn sample(tid: i32) -> Result<Sample, String> {
     if thread::blocks(tid, libc::SIGWINCH) {
         return Err("cannot be had: the thread blocks signals, as isolated workers do".into());
     }
+    // One that came too late for its sampler is nobody's.
+    let _ = EXCHANGE.state.compare_exchange(COPIED, IDLE, Ordering::AcqRel, Ordering::Relaxed);
     if EXCHANGE.state.load(Ordering::Acquire) != IDLE {
         return Err("cannot be had: an earlier signal is still on its way".into());
     }

@@ -291,11 +291,7 @@ impl Isolated {
             // SAFETY: the selector lives as long as `prepared`, and `disarm` stops the dispatch before that ends; where the guard is
             // forgotten, both stay for ever. The handler is installed.
             unsafe { sys::start_dispatch(handler::allowed_range(), selector) }.map_err(Refusal::Dispatch)?;
-            shared.traps_calls.store(true, Ordering::Relaxed);
-            if !shared.is_suspended() {
-                shared.gate.rest.store(SHUT, Ordering::Relaxed);
-                shared.gate.selector.store(SHUT, Ordering::Relaxed);
-            }
+            shared.shut_gate();
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, TryLockError};
 
 /// `SYSCALL_DISPATCH_FILTER_ALLOW` and `..._BLOCK` of `linux/prctl.h`.
 pub(super) const OPEN: u8 = 0;
@@ -81,8 +81,8 @@ pub(crate) struct Shared {
     pub(super) cpu: u32,
     /// Its perf events, switched by the thread, and from outside where a debugger comes and goes.
     pub(super) traps: Traps,
-    /// Whether they are on unless a debugger is there.
-    armed: AtomicBool,
+    /// Whether they are on unless a debugger is there; taken while they and the gate are switched, from inside and from outside.
+    armed: Mutex<bool>,
     /// Since when, and until when, it is isolated, by the time stamp counter; 0 for neither.
     since_tsc: AtomicU64,
     until_tsc: AtomicU64,
@@ -117,7 +117,7 @@ impl Shared {
             tid,
             cpu,
             traps,
-            armed: AtomicBool::new(false),
+            armed: Mutex::new(false),
             since_tsc: AtomicU64::new(0),
             until_tsc: AtomicU64::new(0),
             outside: Mutex::default(),
@@ -199,10 +199,26 @@ impl Shared {
 
     /// Switches the perf events on, unless a debugger is there, or off. For the thread.
     pub(super) fn arm(&self, on: bool) -> io::Result<()> {
-        self.armed.store(on, Ordering::SeqCst);
-        self.traps.enable(on && !self.is_suspended())?;
-        // It may have come meanwhile.
-        if on && self.is_suspended() { self.traps.enable(false) } else { Ok(()) }
+        let mut armed = self.armed.lock().unwrap_or_else(PoisonError::into_inner);
+        *armed = on;
+        self.traps.enable(on && !self.is_suspended())
+    }
+
+    /// System calls are trapped from now on, unless a debugger is there. For the thread; it makes none afterwards.
+    pub(super) fn shut_gate(&self) {
+        {
+            let _switching = self.armed.lock().unwrap_or_else(PoisonError::into_inner);
+            self.traps_calls.store(true, Ordering::Relaxed);
+            if self.is_suspended() {
+                return;
+            }
+            self.gate.rest.store(SHUT, Ordering::Relaxed);
+        }
+        self.gate.selector.store(SHUT, Ordering::SeqCst);
+        // One may have come since the lock was given back.
+        if self.is_suspended() {
+            self.gate.selector.store(OPEN, Ordering::Relaxed);
+        }
     }
 
     /// Counts the page faults whose signal was one with another's: such that come while another signal is on its way. For the thread, when its events are
@@ -221,23 +237,29 @@ impl Shared {
         }
     }
 
-    /// From now on, or no more: nothing is signalled. For one other thread.
-    pub(crate) fn suspend(&self, on: bool) {
+    /// From now on, or no more: nothing is signalled. For one other thread. False where the thread itself is just switching: then to be tried again, for a
+    /// debugger may have stopped it there.
+    pub(crate) fn suspend(&self, on: bool) -> bool {
         if self.is_suspended() == on {
-            return;
+            return true;
         }
+        let armed = match self.armed.try_lock() {
+            Ok(armed) => armed,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
         // While they are switched handlers let everything through. On a thread that runs each of them takes an interrupt, which is a stop more for its
         // debugger; but if they stayed on, every stop would be a switch, and that the next stop: the thread would not get on at all.
         if on {
             self.suspended.store(true, Ordering::SeqCst);
         }
-        if self.armed.load(Ordering::SeqCst) {
+        if *armed {
             // Fails only for a descriptor that is none.
             let _ = self.traps.enable(!on);
         }
         self.suspended.store(on, Ordering::SeqCst);
         if self.has_ended() {
-            return;
+            return true;
         }
         if on {
             self.open_for_good();
@@ -246,6 +268,7 @@ impl Shared {
             // The thread shuts the gate: it may just now be making a call that is meant.
             self.raise(attention::SHUT_GATE);
         }
+        true
     }
 
     pub(crate) fn is_suspended(&self) -> bool {

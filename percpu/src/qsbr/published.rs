@@ -93,7 +93,10 @@ impl<T: Send + Sync + 'static> Published<T> {
                 return Ok(());
             }
             let oldest = retired.front().map_or(0, |(count, _)| *count);
-            let (retired, reader) = (retired.len(), self.0.domain.holder(oldest));
+            let waiting = retired.len();
+            // Others may collect while this one waits.
+            drop(retired);
+            let (retired, reader) = (waiting, self.0.domain.holder(oldest));
             if start.elapsed() >= patience {
                 return Err(Refused { table, retired, reader });
             }
