@@ -2,19 +2,20 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/worker_thread.rs"]
+mod worker_thread;
 
 use common::network::{Wire, can_make_namespaces};
 use common::{assert_books, read_report, wait_for};
 use std::time::{Duration, Instant};
+use worker_thread::worker_thread;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// CPU time of worker 0 so far, by the scheduler's count.
 fn cpu_time(pid: u32) -> Option<Duration> {
-    let task = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.map_while(Result::ok).find(|task| {
-        std::fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == "worker-0")
-    })?;
-    let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+    let tid = worker_thread(pid)?;
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat")).ok()?;
     text.split_whitespace().next()?.parse().ok().map(Duration::from_nanos)
 }
 

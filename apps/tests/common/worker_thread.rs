@@ -1,5 +1,5 @@
 //! What the kernel says of a worker's thread.
-#![allow(unsafe_code, unreachable_pub, clippy::unwrap_used)]
+#![allow(dead_code, unsafe_code, unreachable_pub, clippy::unwrap_used)]
 
 use isolation::tracefs::Tracefs;
 use nix::sys::signal::Signal;
