@@ -6,14 +6,15 @@
 
 use crossbeam_queue::ArrayQueue;
 use hdrhistogram::Histogram;
+use isolation::Gap;
 use percpu::tsc;
 use serde::Serialize;
 
 /// Ten minutes at 5 GHz: longer gaps are counted as this one.
 const MAX_TICKS: u64 = 10 * 60 * 5_000_000_000;
 
-/// Long gaps of one isolated worker, for the control core to look into: from when to when, by the time stamp counter.
-pub(crate) type Gaps = ArrayQueue<(u64, u64)>;
+/// Long gaps of one isolated worker, for the control core to look into, in ticks of the time stamp counter.
+pub(crate) type Gaps = ArrayQueue<Gap>;
 
 pub(crate) struct LoopGap(Histogram<u64>);
 

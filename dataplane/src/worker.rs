@@ -12,7 +12,7 @@ use crate::loop_gap::Gaps;
 use crate::loop_gap::LoopGap;
 use crate::outputs::Outputs;
 use crossbeam_queue::ArrayQueue;
-use isolation::{Isolated, Turn};
+use isolation::{Gap, Isolated, Turn};
 use nic::port::{PortGone, RxQueue};
 use nic::{Batch, Counter, Pool, PortId};
 use percpu::{qsbr, tsc};
@@ -265,7 +265,7 @@ impl<A: Application> Worker<A> {
     #[inline(never)]
     fn tell_gap(&mut self, from: u64, to: u64) {
         // Where there is no room, the control core is behind; nothing hangs on it.
-        let _ = self.gaps.push((from, to));
+        let _ = self.gaps.push(Gap { from, to, limit: self.long_gap });
         self.long_gaps += 1;
         if self.long_gaps.is_multiple_of(MANY_GAPS) {
             if to.wrapping_sub(self.many_gaps_ago) < tsc::from_ns(1_000_000_000) {

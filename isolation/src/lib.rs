@@ -7,6 +7,7 @@
 //! `unsafe` is in `sys`, and in the parts of `strict` and `trace` that are signal handlers or rings.
 
 mod clock;
+mod gaps;
 pub mod host;
 mod kernel;
 pub mod memory;
@@ -20,6 +21,7 @@ pub mod user_stack;
 mod vectors;
 mod watched;
 
+pub use gaps::{Gap, Unexplained};
 pub use kernel::KernelIsolation;
 pub use observer::{Observer, Violation};
 pub use quiet::timer_interrupts;

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 use crate::clock::Clock;
+use crate::gaps::{Gap, Unexplained};
 use crate::strict::{Record, Signals, Source};
 use crate::trace::{Cause, Interruption, Totals, Trace, TraceError};
 use crate::user_stack::UserStacks;
@@ -53,17 +54,6 @@ pub struct Violation {
     pub kernel_stack: Vec<String>,
 }
 
-/// Time that a worker was away from its loop, with no event of this kernel in it: the hypervisor's, or the firmware's (SMI).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Unexplained {
-    /// How often.
-    pub gaps: u64,
-    /// Altogether.
-    pub total_ns: u64,
-    /// The longest.
-    pub longest_ns: u64,
-}
-
 /// What is known of one worker.
 struct Worker {
     watched: Watched,
@@ -74,7 +64,7 @@ struct Worker {
     /// When they were, for gaps.
     recent: VecDeque<(u64, u64)>,
     /// Gaps that wait for an explanation.
-    gaps: VecDeque<(u64, u64)>,
+    gaps: VecDeque<Gap>,
     unexplained: Unexplained,
     /// From when until when debuggers were attached, the latest last.
     suspensions: VecDeque<(u64, u64)>,
@@ -175,11 +165,11 @@ impl Observer {
         self.workers.get(worker).map(|worker| &worker.watched)
     }
 
-    /// A worker's loop stood still from then to then (time stamp counter). It is explained by an interruption, or counted.
-    pub fn gap(&mut self, worker: usize, from: u64, to: u64) {
+    /// A worker's loop stood still (in ticks of the time stamp counter). That is explained by interruptions, or counted.
+    pub fn gap(&mut self, worker: usize, gap: Gap) {
         let (clock, knows_causes) = (self.clock, self.knows_causes);
         if let Some(worker) = self.workers.get_mut(worker).filter(|_| knows_causes) {
-            worker.gaps.push_back((clock.to_ns(from), clock.to_ns(to)));
+            worker.gaps.push_back(gap.map(|tsc| clock.to_ns(tsc), tsc::to_ns));
             if worker.gaps.len() > MOST {
                 worker.gaps.pop_front();
             }
@@ -385,13 +375,9 @@ impl Observer {
         {
             worker.recent.pop_front();
         }
-        while let Some((from, to)) = worker.gaps.pop_front_if(|(_, to)| *to + 10 * HOLD_NS < now_ns) {
-            let explained = worker.recent.iter().any(|(start, end)| *start < to && from < *end);
-            if !explained && away.is_none_or(|since| since > to) {
-                let ns = to.saturating_sub(from);
-                worker.unexplained.gaps += 1;
-                worker.unexplained.total_ns += ns;
-                worker.unexplained.longest_ns = worker.unexplained.longest_ns.max(ns);
+        while let Some(gap) = worker.gaps.pop_front_if(|gap| gap.to + 10 * HOLD_NS < now_ns) {
+            if away.is_none_or(|since| since > gap.to) {
+                worker.unexplained.count(&gap, worker.recent.iter().copied());
             }
         }
     }

@@ -15,6 +15,9 @@ use std::ops::RangeInclusive;
 /// After an interruption the rings are full for a while, and packets are still lost for it: as long again as it lasted, for a worker that
 /// can do twice what comes, and within these bounds.
 const CATCH_UP_NS: RangeInclusive<u64> = 3_000_000..=50_000_000;
+/// A worker that can do only a little more than what comes has full rings for longer than that. An episode that is over by so many lengths of
+/// an interruption, and lost no more than came while it lasted, is still its.
+const SLOW_CATCH_UP: u64 = 3;
 /// Losses farther apart than this are two episodes.
 const PAUSE_NS: u64 = 4_000_000;
 /// Everything that belongs to a moment is known after this.
@@ -29,10 +32,18 @@ const BURSTS: u128 = 3;
 /// Lost packets by queue (a number of the caller's) and reason.
 pub(crate) type Losses = BTreeMap<(usize, DropReason), u64>;
 
+fn length_ns(violation: &Violation) -> u64 {
+    violation.end_ns.saturating_sub(violation.start_ns)
+}
+
 /// Until when packets may be lost for it.
 fn caught_up_ns(violation: &Violation) -> u64 {
-    let length_ns = violation.end_ns.saturating_sub(violation.start_ns);
-    violation.end_ns + length_ns.clamp(*CATCH_UP_NS.start(), *CATCH_UP_NS.end())
+    violation.end_ns + length_ns(violation).clamp(*CATCH_UP_NS.start(), *CATCH_UP_NS.end())
+}
+
+/// The same for a worker that catches up slowly.
+fn caught_up_slowly_ns(violation: &Violation) -> u64 {
+    violation.end_ns + (SLOW_CATCH_UP * length_ns(violation)).clamp(*CATCH_UP_NS.start(), *CATCH_UP_NS.end())
 }
 
 /// What happened between two looks.
@@ -107,7 +118,7 @@ impl DropJoin {
         let done = |joined: &Joined| {
             let violation = &joined.violation;
             let late = violation.end_ns + MEMORY_NS < now_ns;
-            late || caught_up_ns(violation) < known_ns.min(open_since_ns)
+            late || caught_up_slowly_ns(violation) < known_ns.min(open_since_ns)
         };
         // In the order they began: one that is not known yet holds up those behind it.
         let known = self.waiting.iter().take_while(|joined| done(joined)).count();
@@ -171,7 +182,7 @@ impl DropJoin {
         let touches = |joined: &Joined, from_ns: u64, to_ns: u64| {
             joined.violation.start_ns < to_ns && caught_up_ns(&joined.violation) > from_ns
         };
-        let length = |joined: &Joined| joined.violation.end_ns.saturating_sub(joined.violation.start_ns);
+        let length = |joined: &Joined| length_ns(&joined.violation);
         // Away for most of it; or for longer than that, and back just before; or for as much of it as what was lost takes to come.
         let covers = |joined: &Joined, interval: &Interval| {
             let Violation { start_ns, end_ns, .. } = joined.violation;
@@ -201,14 +212,28 @@ impl DropJoin {
                 longest(&mut suspects.iter().copied().filter(|&index| covers(&self.waiting[index], interval)))
             })
             .collect();
-        let rest = self.intervals.range(start..=end).zip(&covered).filter(|(_, covered)| covered.is_none());
-        let lost: u64 = rest.map(|(interval, _)| interval.lost()).sum();
+        let lost_by = |who: Option<usize>| -> u64 {
+            let intervals = self.intervals.range(start..=end).zip(&covered);
+            intervals.filter(|(_, covered)| **covered == who).map(|(interval, _)| interval.lost()).sum()
+        };
+        let lost = lost_by(None);
         // Whoever has answered for intervals of its own has answered.
         let suspects: Vec<usize> =
             suspects.into_iter().filter(|index| !covered.contains(&Some(*index))).collect();
         let away_ns: u64 = suspects.iter().map(|&index| length(&self.waiting[index])).sum();
-        let (lost, window_ns) = (u128::from(lost), u128::from(to_ns - window_from));
-        let plausible = lost * window_ns * 2 <= BURSTS * u128::from(arrived) * u128::from(away_ns);
+        // So many can have come in this time.
+        let can_come = |lost: u64, ns: u64| {
+            u128::from(lost) * u128::from(to_ns - window_from) * 2
+                <= BURSTS * u128::from(arrived) * u128::from(ns)
+        };
+        let plausible = can_come(lost, away_ns);
+        let slow = longest(&mut (0..self.waiting.len()).filter(|&index| {
+            let Joined { violation, losses } = &self.waiting[index];
+            let all = losses.values().sum::<u64>() + lost_by(Some(index)) + lost;
+            violation.start_ns < to_ns
+                && to_ns <= caught_up_slowly_ns(violation)
+                && can_come(all, length_ns(violation))
+        }));
         let mut verdicts: Vec<Option<usize>> = Vec::new();
         for (interval, covered) in self.intervals.range(start..=end).zip(covered) {
             let here = &mut suspects
@@ -216,7 +241,7 @@ impl DropJoin {
                 .copied()
                 .filter(|&index| touches(&self.waiting[index], interval.from_ns, interval.to_ns));
             let culprit = longest(here).or_else(|| longest(&mut suspects.iter().copied()));
-            verdicts.push(covered.or(culprit.filter(|_| plausible)));
+            verdicts.push(covered.or(culprit.filter(|_| plausible)).or(slow));
         }
         for (interval, verdict) in self.intervals.range_mut(start..=end).zip(verdicts) {
             let losses = std::mem::take(&mut interval.losses);
@@ -320,6 +345,28 @@ mod tests {
             scene.pass(100, 200, 0).end(),
             (vec![("10100".into(), 20 * 150 + 75), ("38200".into(), 0)], 0)
         );
+    }
+
+    #[test]
+    fn what_a_slow_worker_loses_while_it_catches_up_is_the_hogs_too() {
+        // It has been at it for longer than the hog was there when a tick comes; and nobody looked for a while.
+        for (wait_ms, ms) in [(25, 1), (1, 15)] {
+            let mut scene = Scene::new()
+                .pass(10, 200, 0)
+                .pass(20, 200, 120)
+                .violation(10_100, 30_050)
+                .pass(wait_ms, 210, 0);
+            let tick_us = scene.now_ms * 1000 + 300;
+            scene.now_ms += ms;
+            (scene.arrived, scene.lost) = (scene.arrived + 200 * ms, scene.lost + 590);
+            scene.join.look(scene.now_ms * MS, scene.arrived, Losses::from([(FULL, scene.lost)]));
+            let found = scene.violation(tick_us, tick_us + 15).pass(100, 200, 0).end();
+            assert_eq!(
+                found,
+                (vec![("10100".into(), 20 * 120 + 590), (tick_us.to_string(), 0)], 0),
+                "a look after {ms} ms"
+            );
+        }
     }
 
     #[test]

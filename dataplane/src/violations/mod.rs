@@ -176,8 +176,8 @@ impl Watcher {
     fn read(&mut self) {
         let Some(observer) = &mut self.observer else { return };
         for (index, worker) in self.workers.iter().enumerate() {
-            while let Some((from, to)) = worker.gaps.as_ref().and_then(|gaps| gaps.pop()) {
-                observer.gap(index, from, to);
+            while let Some(gap) = worker.gaps.as_ref().and_then(|gaps| gaps.pop()) {
+                observer.gap(index, gap);
             }
         }
         if self.looks.is_multiple_of(DEBUGGER_LOOKS) {

@@ -57,8 +57,8 @@ pub(super) struct Tracker {
     kernel_pid: i32,
     /// Whom the last switch that was seen gave the CPU to.
     running: Option<i32>,
-    /// When the worker was last seen.
-    seen_ns: u64,
+    /// When the worker was last seen. Before that nothing is known of where it is.
+    seen_ns: Option<u64>,
     entry: Option<Entry>,
     away: Option<Away>,
     pub(super) totals: Totals,
@@ -70,7 +70,7 @@ impl Tracker {
             tid,
             kernel_pid: tid,
             running: None,
-            seen_ns: 0,
+            seen_ns: None,
             entry: None,
             away: None,
             totals: Totals::default(),
@@ -92,7 +92,7 @@ impl Tracker {
         let Event { time_ns, tid, what, stack } = event;
         let ours = tid == self.tid;
         if ours {
-            self.seen_ns = time_ns;
+            self.seen_ns = Some(time_ns);
         }
         if ours && self.away.is_some() && !matches!(what, What::In | What::Lost(_)) {
             // It is back, and the switch was lost, or had another number.
@@ -149,7 +149,7 @@ impl Tracker {
                     self.leave(time_ns, sleeps, true, stack, out);
                 }
                 if next_pid == self.kernel_pid {
-                    self.seen_ns = time_ns;
+                    self.seen_ns = Some(time_ns);
                     self.come_back(time_ns, out);
                 } else if let Some(away) = &mut self.away {
                     away.next(time_ns, next_pid, next_comm);
@@ -258,12 +258,13 @@ impl Tracker {
     /// it, and the worker may lose the CPU just then.
     fn miss(&mut self, time_ns: u64, pid: i32, comm: String, out: &mut Vec<Interruption>) {
         self.totals.threads += u64::from(pid != 0);
-        let was_there = self.away.is_none();
-        if was_there {
+        let mut since_ns = time_ns;
+        if self.away.is_none() {
+            let Some(seen_ns) = self.seen_ns else { return };
             // Right after what the record or the signal was for.
-            self.leave(self.seen_ns, false, true, Vec::new(), out);
+            self.leave(seen_ns, false, true, Vec::new(), out);
+            since_ns = seen_ns;
         }
-        let since_ns = if was_there { self.seen_ns } else { time_ns };
         if let Some(away) = &mut self.away {
             away.next(since_ns, pid, comm);
         }
@@ -462,6 +463,16 @@ mod tests {
         let found = scene.flush(30_000);
         assert_eq!(spans(&found), [(10, 20_000, "task:hog".into())]);
         assert_eq!(found[0].also, [Cause::Vector("reschedule")]);
+    }
+
+    #[test]
+    fn a_worker_that_was_not_seen_yet_is_not_away() {
+        let found = Scene::new()
+            .at(10, 0, switch(0, false, HOG, "hog"))
+            .at(20, 300, switch(300, true, HOG, "hog"))
+            .at(30, HOG, switch(HOG, true, WORKER, "worker-0"))
+            .flush(3000);
+        assert_eq!(found, []);
     }
 
     #[test]
