@@ -96,33 +96,43 @@ prepare() {
 
 # A stage runs as a background job, so that Ctrl-C reaches this script at once and the script ends the job. It has a
 # shell of its own, since timeout(1) starts programs and not functions: what it uses is exported at the end of the file.
-job=
+declare -A jobs=() began=()
 interrupted() {
-    [[ $job ]] && kill -TERM "$job" 2>/dev/null && wait "$job"
+    ((${#jobs[@]})) && kill -TERM "${jobs[@]}" 2>/dev/null && wait "${jobs[@]}"
     echo "interrupted"
     exit 130
 }
 trap interrupted INT TERM HUP
 
-# stage NAME MINUTES COMMAND...: runs it with its output in a log, and prints one line.
-# Tests that cargo counts are added one by one, any other stage counts as one test.
-stage() {
-    local name=$1 minutes=$2 start=$SECONDS status
+log_of() { echo "$logs/${1// /-}.log"; }
+
+# begin NAME MINUTES COMMAND...: starts it, with its output in a log.
+begin() {
+    local name=$1 minutes=$2
     shift 2
-    log=$logs/${name// /-}.log
-    printf '%-18s' "$name"
-    timeout -k 10 $((minutes * 60)) bash -uc '"$@"' stage "$@" </dev/null >"$log" 2>&1 &
-    job=$!
-    wait "$job"
-    status=$? job=
+    began[$name]=$SECONDS
+    timeout -k 10 $((minutes * 60)) bash -uc '"$@"' stage "$@" </dev/null >"$(log_of "$name")" 2>&1 &
+    jobs[$name]=$!
+}
+
+# finish NAME: waits for it, and prints one line.
+# Tests that cargo counts are added one by one, any other stage counts as one test.
+finish() {
+    local name=$1 status
+    log=$(log_of "$name")
+    wait "${jobs[$name]}"
+    status=$?
+    unset "jobs[$name]"
     count_stage "$name" "$status"
-    printf '%s  %4d s  %s\n' "$verdict" $((SECONDS - start)) "$detail"
+    printf '%-18s%s  %4d s  %s\n' "$name" "$verdict" $((SECONDS - began[$name])) "$detail"
     if [[ $verdict == FAILED ]]; then
-        ((status == 124 || status == 137)) && echo "    not done after $minutes minutes"
+        ((status == 124 || status == 137)) && echo "    not done in time"
         relevant_lines "$log" | sed 's/^/    /'
         echo "    (all of it: $log)"
     fi
 }
+
+stage() { begin "$@" && finish "$1"; }
 
 # Sums up cargo's "test result: ok. 3 passed; 1 failed; ..." lines and our own "SKIPPED test: why" lines.
 count_stage() {
@@ -324,7 +334,7 @@ lints() {
 registrations() {
     local built crate binary said failed=0
     # The binaries of the stage before: for two crates alone cargo would choose other features, and build everything anew.
-    if ! built=$(cargo test --locked --workspace --lib --no-run 2>&1 && cargo build --locked --workspace --examples 2>&1); then
+    if ! built=$(cargo test --locked --workspace --no-run 2>&1); then
         echo "$built"
         return 1
     fi
@@ -347,22 +357,15 @@ loom() {
         CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo test --locked -p percpu -p nic --release --lib -- claim depot qsbr ring
 }
 
-# The binaries are built too: tests in namespaces start them.
 namespace_tests() {
-    cargo build --locked --workspace --bins || return
     cargo test --locked --workspace --tests --no-fail-fast -- namespace_ --test-threads=1 --nocapture
 }
 
-# Machines that QEMU plays. Where it cannot be had (3), the tests skip themselves. They take one CPU at a time: what is left of the others builds for the
-# stage behind this one, which says whether that went well.
+# Machines that QEMU plays. Where it cannot be had (3), the tests skip themselves.
 guest_tests() {
     bench/vm/fetch.sh || (($? == 3)) || return 1
     bench/vm/fetch.sh rt || (($? == 3)) || return 1
-    nice -n 19 cargo build --locked --release --bin l2fwd >"$logs/release-in-advance.log" 2>&1 &
     cargo test --locked -p bench --test vm --test isolation --no-fail-fast -- guest_ --nocapture
-    local status=$?
-    wait
-    return "$status"
 }
 
 # The property tests, by their names' beginning, two at a time on each CPU: what counts is that each has its seconds.
@@ -409,13 +412,16 @@ main() {
     stage "docs" 10 env RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
     stage "unit tests" 15 cargo test --locked --workspace --no-fail-fast -- --skip namespace_ --skip guest_ --show-output
     stage "registrations" 10 registrations
-    stage "property tests" $((long ? 60 : 10)) campaigns
     stage "loom" 15 loom
     host_state >"$logs/host-before.txt"
-    stage "namespace tests" $((long ? 120 : 15)) namespace_tests
+    # Guests take one CPU at a time: what has no need of a quiet machine takes what they leave of the others.
+    begin "release build" 15 nice -n 10 cargo build --locked --release --bin l2fwd
+    begin "property tests" $((long ? 60 : 10)) nice -n 19 bash -uc campaigns
     stage "guest tests" 10 guest_tests
+    finish "property tests"
+    finish "release build"
+    stage "namespace tests" $((long ? 120 : 15)) namespace_tests
     stage "nothing left" 1 nothing_left_behind "$logs/host-before.txt"
-    stage "release build" 15 cargo build --locked --release --bin l2fwd
     stage "demo" 2 smoke
 
     echo
