@@ -251,10 +251,11 @@ fn judge(run: &Run, pid: i32) -> Result<Option<String>, String> {
     };
     let dropping: Vec<&Value> = run.violations.iter().filter(|violation| dropped(violation) > 0).collect();
     let (hogs, others): (Vec<&Value>, Vec<&Value>) = dropping.into_iter().partition(is_hogs);
-    // Another task is an excuse where it was there for long enough: half of what the ring holds.
+    // Another task, or a lock of the kernel's, is an excuse where it took long enough for many packets to come: a tick never does.
     let long = |violation: &&Value| {
         let duration_ns = violation["duration_ns"].as_u64().unwrap_or(0);
-        violation["cause"].as_str().unwrap().starts_with("task:") && duration_ns > RING_NS / 2
+        let cause = violation["cause"].as_str().unwrap();
+        (cause.starts_with("task:") || cause == "blocked") && duration_ns > 1_000_000
     };
     let unexplained =
         run.isolation("unexplained_longest_ns") > RING_NS / 2 || run.isolation("trace_lost") > 0;
@@ -270,7 +271,7 @@ fn judge(run: &Run, pid: i32) -> Result<Option<String>, String> {
         return Err(format!("{lost_alone} dropped without a violation"));
     }
     if !others.is_empty() || lost_alone > 0 {
-        return Ok(Some(format!("{} other tasks, {lost_alone} packets lost by no task", others.len())));
+        return Ok(Some(format!("{} other losses, {lost_alone} packets lost by nobody known", others.len())));
     }
     // It was there for a moment more, to begin and to end.
     let long_enough = |burst: &&Value| burst["duration_ns"].as_u64() >= Some(BURST.as_nanos() as u64);
