@@ -82,7 +82,8 @@ fn reaches_the_kernel(kick: &[&str]) -> Value {
     let mac = mac_of(&wire.middle, "p0");
     assert_eq!(mac_of(&wire.middle, "tap0"), mac);
     assert!(wire.middle.ip(&["link", "show", "tap0"]).contains("mtu 1500"));
-    wire.middle.ip(&["addr", "add", "10.0.0.9/24", "dev", "tap0"]);
+    // A label stands in its name's place.
+    wire.middle.ip(&["addr", "add", "10.0.0.9/24", "dev", "tap0", "label", "tap0:1"]);
     wire.middle.ip(&["addr", "add", "fd00::9/64", "dev", "tap0", "nodad"]);
     // From when the control core has seen the addresses.
     for address in ["10.0.0.9", "fd00::9"] {

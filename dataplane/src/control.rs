@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 const CONTROL_PERIOD: Duration = Duration::from_millis(100);
 /// How often the ports' counters are brought up to date, drawn or not, and the workers' affinity is looked at.
 const REFRESH_PERIOD: Duration = Duration::from_secs(1);
+/// A worker ends within one turn of its loop.
+const LONG_END: Duration = Duration::from_secs(2);
 
 /// Runs until the end; gives the port whose loss ended the run, if that is what did.
 pub(crate) fn run(
@@ -71,7 +73,7 @@ pub(crate) fn run(
             }
         }
         if signals.asked_to_stop()
-            || workers_are_finished()
+            || state.nobody_is_at_work()
             || args.duration.is_some_and(|duration| elapsed >= duration)
         {
             break None;
@@ -91,6 +93,27 @@ pub(crate) fn run(
     // As long as the workers are there.
     watch_affinity(registry);
     state.stop.store(true, Ordering::Relaxed);
+    // One that does not come round to see that is told of, by the watchdog and by name.
+    let stop = start.elapsed();
+    let mut told = false;
+    while !workers_are_finished() {
+        let elapsed = start.elapsed();
+        watchdog.look(registry, &state.readers, elapsed);
+        watcher.look(registry);
+        if !told && elapsed > stop + LONG_END {
+            told = true;
+            let names =
+                registry.workers.iter().enumerate().filter(|(index, _)| state.readers.is_inside(*index));
+            let names: Vec<String> = names.map(|(index, _)| index.to_string()).collect();
+            tracing::error!(
+                "worker {} has not ended {} s after it was asked to: Ctrl-C, twice where the time was over, ends the process",
+                names.join(", "),
+                LONG_END.as_secs()
+            );
+        }
+        let period = if watcher.is_on() { LOOK_PERIOD } else { CONTROL_PERIOD };
+        signals.wait(period.min(watchdog.next().saturating_sub(elapsed)));
+    }
     // What happened since the last look; the workers may have ended because of it.
     watch_links(registry, state);
     Ok(ended.or_else(|| all_gone(registry)))

@@ -23,6 +23,7 @@ use crate::violations::{Place, Watcher};
 use crate::worker::{Input, Parts, RunState, Worker};
 use nic::port::{OpenContext, OpenPort, PortGone, RxQueue, TxQueue};
 use nic::{Pool, PortId};
+use nix::net::if_::if_nametoindex;
 use percpu::qsbr::{Domain, Published};
 use std::sync::Arc;
 use std::time::Instant;
@@ -99,9 +100,11 @@ impl Dataplane {
             let context =
                 OpenContext { pool: &pool, id, tx_queues: tx_queues(&dealt, index), promiscuous: false };
             let open = exception.plan_for(info.mac, info.max_packet_len)?.open(&context)?;
-            let (of, interface, addresses) = (exception.port, exception.interface.clone(), Arc::default());
+            let ifindex = if_nametoindex(exception.interface.as_str())
+                .map_err(|errno| Error::system("cannot find an exception port's interface")(errno.into()))?;
+            let (of, addresses) = (exception.port, Arc::default());
             info.local = Some(Local::new(info.mac, Arc::clone(&addresses)));
-            enter(open, id, Some(ExceptionEntry { of, interface, addresses }));
+            enter(open, id, Some(ExceptionEntry { of, ifindex, addresses }));
         }
         let cpus = plan.placement.workers.iter();
         registry.workers = cpus

@@ -28,8 +28,8 @@ pub(crate) struct PortEntry {
 pub(crate) struct ExceptionEntry {
     /// Whose it is.
     pub(crate) of: PortId,
-    /// The name of the interface.
-    pub(crate) interface: String,
+    /// The number of the interface, whose name may change.
+    pub(crate) ifindex: u32,
     /// Those that the interface has.
     pub(crate) addresses: Arc<Addresses>,
 }

@@ -53,6 +53,24 @@ pub(crate) struct RunState {
     interrupted: AtomicUsize,
     /// Workers that are in isolation.
     isolated: AtomicUsize,
+    /// Workers whose inputs have not ended.
+    at_work: AtomicUsize,
+}
+
+/// One worker among [`RunState::at_work`]; that ends also where it panics.
+struct AtWork(Arc<RunState>);
+
+impl AtWork {
+    fn begin(state: &Arc<RunState>) -> Self {
+        state.at_work.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(state))
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        self.0.at_work.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// One worker's stay among [`RunState::isolated`]; it ends also where the worker panics.
@@ -92,7 +110,13 @@ impl RunState {
             readers: qsbr::Domain::new(),
             interrupted,
             isolated: AtomicUsize::new(0),
+            at_work: AtomicUsize::new(0),
         }
+    }
+
+    /// Whether the inputs of all workers have ended.
+    pub(crate) fn nobody_is_at_work(&self) -> bool {
+        self.at_work.load(Ordering::Relaxed) == 0
     }
 
     /// For the readers of tables that were published before the run.
@@ -144,6 +168,8 @@ pub(crate) struct Worker<A> {
     application: A,
     counters: Arc<WorkerCounters>,
     state: Arc<RunState>,
+    /// Until its inputs have ended.
+    at_work: Option<AtWork>,
     gap: LoopGap,
     gaps: Arc<Gaps>,
     sleeper: Sleeper,
@@ -158,6 +184,7 @@ impl<A: Application> Worker<A> {
     pub(crate) fn new(parts: Parts, application: A, state: Arc<RunState>) -> Self {
         let Parts { index, inputs, outputs, counters, gaps, sleeper } = parts;
         let gap = LoopGap::new();
+        let at_work = Some(AtWork::begin(&state));
         Self {
             index,
             inputs,
@@ -165,6 +192,7 @@ impl<A: Application> Worker<A> {
             application,
             counters,
             state,
+            at_work,
             gap,
             gaps,
             sleeper,
@@ -178,6 +206,8 @@ impl<A: Application> Worker<A> {
     pub(crate) fn run(mut self, mut isolated: Option<Isolated>) -> (A, LoopGap) {
         let mut batch = Batch::new();
         let receives = self.inputs.iter().any(|input| input.exception_of.is_none());
+        // What the kernel sends goes on as long as any worker does.
+        let brings_back = self.inputs.iter().any(|input| input.exception_of.is_some());
         let window = isolated.as_ref().and_then(Isolated::window);
         self.outputs.set_window(window.as_ref());
         self.inputs
@@ -237,7 +267,10 @@ impl<A: Application> Worker<A> {
                 let _ = self.state.events.push(gone);
             }
             let ended = !open && receives && !self.application.is_sending();
-            if ended || self.application.is_finished() {
+            if ended {
+                self.at_work = None;
+            }
+            if ended && !brings_back || self.application.is_finished() {
                 break;
             }
             if self.sleeper.is_due(now, moved > 0 || rings) && !self.application.is_sending() {
@@ -308,12 +341,11 @@ impl<A: Application> Worker<A> {
             counters.packets.add(moved);
             counters.busy_tsc.add(gap);
         }
-        if gap > counters.longest_gap_tsc.get() {
+        // The longest so far was seen: what was longer meanwhile was not.
+        if gap > counters.longest_gap_tsc.get() || counters.gap_seen.load(Ordering::Relaxed) {
+            counters.gap_seen.store(false, Ordering::Relaxed);
             counters.longest_gap_tsc.set(gap);
             counters.longest_of_all_tsc.set(gap.max(counters.longest_of_all_tsc.get()));
-        } else if counters.gap_seen.load(Ordering::Relaxed) {
-            counters.gap_seen.store(false, Ordering::Relaxed);
-            counters.longest_gap_tsc.set(0);
         }
     }
 }
@@ -327,3 +359,7 @@ impl Input {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

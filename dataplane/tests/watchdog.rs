@@ -176,6 +176,32 @@ fn a_worker_that_the_kernel_holds_is_not_taken_for_one_that_runs() {
 }
 
 #[test]
+fn one_that_does_not_see_the_end_is_told_of_too() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let args = ["test", "--quiet", "--port", "mem:gen", "--duration", "0.3", "--kick", "worker"];
+    let args = Args::parse_from(args);
+    let (log, go_on) = (Log::default(), Arc::<AtomicBool>::default());
+    let told = thread::spawn({
+        let (log, go_on) = (log.clone(), Arc::clone(&go_on));
+        move || {
+            let told = [log.wait_for("worker 0 has not ended"), log.wait_for("worker 0 stands still")];
+            go_on.store(true, Ordering::Relaxed);
+            told
+        }
+    });
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    let outcome = tracing::subscriber::with_default(subscriber, || {
+        let dataplane = Plan::check(&args.dataplane).unwrap().open().unwrap();
+        let late =
+            || Late { hold: spins_until_told, go_on: Arc::clone(&go_on), held: false, end: Arc::default() };
+        dataplane.run(|_| late())
+    });
+    assert_eq!(told.join().unwrap(), [true, true], "{:?}", log.lines(""));
+    assert_eq!(outcome.unwrap().report.pool.leaked, 0);
+}
+
+#[test]
 fn a_watchdog_that_is_off_says_nothing() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let args = ["test", "--quiet", "--watchdog", "0", "--port", "mem:gen", "--duration", "0.5"];

@@ -7,6 +7,7 @@
 
 use crate::registry::Registry;
 use nix::ifaddrs::getifaddrs;
+use nix::net::if_::if_nametoindex;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -59,16 +60,18 @@ pub(crate) fn refresh(registry: &Registry) {
     }
     // Next time, then.
     let Ok(all) = getifaddrs() else { return };
-    let all: Vec<(String, IpAddr)> = all
+    let all: Vec<(u32, IpAddr)> = all
         .filter_map(|entry| {
             let address = entry.address?;
             let ipv4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
             let ipv6 = address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip()));
-            Some((entry.interface_name, ipv4.or(ipv6)?))
+            // An address may have a label of its own, NAME:LABEL, which the kernel gives in the name's place; and names change.
+            let name = entry.interface_name.split(':').next()?;
+            Some((if_nametoindex(name).ok()?, ipv4.or(ipv6)?))
         })
         .collect();
     for exception in registry.ports.iter().filter_map(|entry| entry.exception.as_ref()) {
-        let of = all.iter().filter(|(name, _)| *name == exception.interface);
+        let of = all.iter().filter(|(index, _)| *index == exception.ifindex);
         exception.addresses.set(of.map(|(_, address)| *address));
     }
 }

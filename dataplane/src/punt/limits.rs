@@ -8,9 +8,10 @@ use std::str::FromStr;
 
 /// A bucket holds what flows into it in so many milliseconds ...
 const BURST_MS: u64 = 50;
-/// ... but so many packets at least, for a host that says several things at once, and at most, for the ring behind it.
+/// ... but so many packets at least, for a host that says several things at once, and at most: a quarter of the ring behind it, so that the
+/// bursts of all classes fit.
 const LEAST_BURST: u64 = 32;
-const MOST_BURST: u64 = 1024;
+const MOST_BURST: u64 = 256;
 /// More is no limit.
 const MOST_PPS: u64 = 100_000_000;
 

@@ -36,7 +36,8 @@ impl Default for Limits {
 const ACCEPTED_A_TURN: usize = 8;
 /// After a turn it sleeps this many times as long as that took.
 const REST: u32 = 4;
-const LONGEST_REST: Duration = Duration::from_millis(50);
+/// A turn ends when it has taken so long; the next one begins with those it did not come to.
+const TURN: Duration = Duration::from_millis(5);
 /// Where no connection can be taken, for want of descriptors, it tries again after this time.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -75,12 +76,15 @@ impl Server {
             if ready.listeners {
                 starved = self.accept().is_err();
             }
-            for client in &mut self.clients {
+            let within = |client: &mut Client| {
                 client.turn(&self.view);
-            }
+                start.elapsed() < TURN
+            };
+            let served = self.clients.iter_mut().map(within).take_while(|within| *within).count();
+            let count = self.clients.len();
+            self.clients.rotate_left((served + 1).min(count));
             self.let_go();
-            let rest = (start.elapsed() * REST).min(LONGEST_REST);
-            thread::sleep(if starved { RETRY } else { rest });
+            thread::sleep(if starved { RETRY } else { start.elapsed() * REST });
         }
     }
 

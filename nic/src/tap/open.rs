@@ -2,8 +2,8 @@
 #![forbid(unsafe_code)]
 
 use super::port::TapPort;
-use super::rx::{RxChannel, TapRx};
-use super::tx::{TapTx, TxChannel};
+use super::rx::TapRx;
+use super::tx::TapTx;
 use super::{ETHERNET_HEADER, Tap, TapPlan, room, sys};
 use crate::afxdp::Interface;
 use crate::netlink::RouteSocket;
@@ -53,10 +53,9 @@ pub(super) fn open(plan: &TapPlan, context: &OpenContext<'_>) -> Result<OpenPort
     let mac = interface.mac().map_err(failed("ask about"))?.unwrap_or_default();
     let max_packet_len = plan.mtu + ETHERNET_HEADER;
     let tap = Arc::new(Tap { port: spec.name(), file, gone: AtomicBool::new(false) });
-    let rx = RxChannel::new(&tap, context.pool, context.id, room(plan.mtu));
-    let rx = TapRx::new(rx);
+    let rx = TapRx::new(&tap, context.pool, context.id, room(plan.mtu));
     let tx: Vec<Box<dyn TxQueue>> = (0..context.tx_queues)
-        .map(|_| -> Box<dyn TxQueue> { Box::new(TapTx::new(TxChannel::new(&tap), max_packet_len)) })
+        .map(|_| -> Box<dyn TxQueue> { Box::new(TapTx::new(&tap, max_packet_len)) })
         .collect();
     let port =
         TapPort { tap, interface, mac, max_packet_len, rx: Arc::clone(rx.counters()), counters: Vec::new() };

@@ -5,7 +5,7 @@ use super::{MAX_SEGMENTS, RX_RING, Tap};
 use crate::counters::{DropReason, QueueCounters};
 use crate::memory::{BATCH_SIZE, Batch, Packet, Pool};
 use crate::port::{Doorbell, PortGone, PortId, RxQueue};
-use crossbeam_queue::ArrayQueue;
+use crate::ring::{Consumer, Observer, Producer, ring};
 use percpu::tsc;
 use std::io::{ErrorKind, IoSliceMut, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,14 +20,13 @@ const IDLE_AFTER_NS: u64 = 10_000_000;
 /// Packets that one doorbell reads at most: a worker that rings it has other queues.
 const READ_BUDGET: usize = 32;
 
-/// The ring between the doorbell and the queue.
+/// The doorbell's end of the ring to the queue.
 pub(super) struct RxChannel {
     tap: Arc<Tap>,
     pool: Pool,
     port: PortId,
     /// Bytes of the longest packet, and one.
     room: usize,
-    received: ArrayQueue<Packet>,
     reader: Mutex<Reader>,
     /// Longer than any packet may be; counted by the queue.
     oversize: AtomicU64,
@@ -35,6 +34,8 @@ pub(super) struct RxChannel {
 
 /// What a reader needs; locked, so that two who ring at a time keep the order.
 struct Reader {
+    received: Producer<Packet>,
+    ring: Observer<Packet>,
     /// Packets as long as their frames, to be read into.
     empty: Batch,
     /// The queue has gone: nobody would take what is read.
@@ -48,18 +49,6 @@ enum Outcome {
 }
 
 impl RxChannel {
-    pub(super) fn new(tap: &Arc<Tap>, pool: &Pool, port: PortId, room: usize) -> Self {
-        Self {
-            tap: Arc::clone(tap),
-            pool: pool.clone(),
-            port,
-            room,
-            received: ArrayQueue::new(RX_RING),
-            reader: Mutex::new(Reader { empty: Batch::new(), closed: false }),
-            oversize: AtomicU64::new(0),
-        }
-    }
-
     fn read(&self, empty: &mut Batch) -> Outcome {
         let frame = self.pool.data_room();
         let segments = self.room.div_ceil(frame).min(MAX_SEGMENTS);
@@ -117,12 +106,12 @@ impl Doorbell for RxChannel {
             return Ok(());
         }
         for _ in 0..READ_BUDGET {
-            if self.received.is_full() || self.tap.is_gone() {
+            if reader.ring.len() >= RX_RING || self.tap.is_gone() {
                 break;
             }
             match self.read(&mut reader.empty) {
                 // There is room, and the lock keeps other readers away.
-                Outcome::Packet(packet) => drop(self.received.push(packet)),
+                Outcome::Packet(packet) => drop(reader.received.push(packet)),
                 Outcome::Oversize => {
                     self.oversize.fetch_add(1, Ordering::Relaxed);
                 }
@@ -136,6 +125,8 @@ impl Doorbell for RxChannel {
 
 /// Receives what the kernel sends by the interface.
 pub(super) struct TapRx {
+    received: Consumer<Packet>,
+    ring: Observer<Packet>,
     channel: Arc<RxChannel>,
     counters: Arc<QueueCounters>,
     asked: u64,
@@ -146,8 +137,21 @@ pub(super) struct TapRx {
 }
 
 impl TapRx {
-    pub(super) fn new(channel: RxChannel) -> Self {
+    pub(super) fn new(tap: &Arc<Tap>, pool: &Pool, port: PortId, room: usize) -> Self {
+        let (producer, received) = ring(RX_RING);
+        let reader =
+            Reader { ring: producer.observer(), received: producer, empty: Batch::new(), closed: false };
+        let channel = RxChannel {
+            tap: Arc::clone(tap),
+            pool: pool.clone(),
+            port,
+            room,
+            reader: Mutex::new(reader),
+            oversize: AtomicU64::new(0),
+        };
         Self {
+            ring: received.observer(),
+            received,
             channel: Arc::new(channel),
             counters: Arc::default(),
             asked: tsc::now(),
@@ -163,7 +167,7 @@ impl RxQueue for TapRx {
     fn receive(&mut self, batch: &mut Batch) {
         let (mut packets, mut bytes) = (0, 0);
         while batch.room() > 0
-            && let Some(packet) = self.channel.received.pop()
+            && let Some(packet) = self.received.pop()
         {
             packets += 1;
             bytes += packet.total_len() as u64;
@@ -176,7 +180,7 @@ impl RxQueue for TapRx {
 
     #[inline]
     fn needs_doorbell(&mut self) -> bool {
-        let (now, waiting) = (tsc::now(), self.channel.received.len());
+        let (now, waiting) = (tsc::now(), self.ring.len());
         if waiting > 0 {
             self.last_packet = now;
         }
@@ -206,7 +210,7 @@ impl Drop for TapRx {
         let mut reader = channel.reader.lock().unwrap_or_else(PoisonError::into_inner);
         reader.closed = true;
         let mut unread = 0;
-        while let Some(packet) = channel.received.pop() {
+        while let Some(packet) = self.received.pop() {
             drop(packet);
             unread += 1;
         }

@@ -5,7 +5,7 @@ use super::{ETHERNET_HEADER, MAX_SEGMENTS, TX_RING, Tap, VLAN_TAGS};
 use crate::counters::{DropReason, QueueCounters};
 use crate::memory::{Batch, Packet};
 use crate::port::{Doorbell, PortGone, TxQueue};
-use crossbeam_queue::ArrayQueue;
+use crate::ring::{Consumer, Observer, Producer, ring};
 use std::io::{self, IoSlice, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,29 +14,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// it has other queues.
 const WRITE_BUDGET: usize = 32;
 
-/// The ring of one queue, and what became of its packets.
+/// The far end of one queue's ring, and what became of its packets.
 pub(super) struct TxChannel {
     tap: Arc<Tap>,
-    waiting: ArrayQueue<Packet>,
     /// Locked while one writes, so that two who ring at a time keep the order.
-    writing: Mutex<()>,
-    /// Packets that the kernel refused, until the queue has counted them.
+    waiting: Mutex<Consumer<Packet>>,
+    /// Packets that the kernel took, and their bytes.
+    sent: [AtomicU64; 2],
+    /// Packets that it refused.
     dropped: AtomicU64,
     /// The same, since the interface is down or gone.
     down: AtomicU64,
 }
 
 impl TxChannel {
-    pub(super) fn new(tap: &Arc<Tap>) -> Self {
-        Self {
-            tap: Arc::clone(tap),
-            waiting: ArrayQueue::new(TX_RING),
-            writing: Mutex::new(()),
-            dropped: AtomicU64::new(0),
-            down: AtomicU64::new(0),
-        }
-    }
-
     fn write(&self, packet: &Packet) -> io::Result<()> {
         let mut slices = [IoSlice::new(&[]); MAX_SEGMENTS];
         let mut count = 0;
@@ -49,19 +40,26 @@ impl TxChannel {
 
     /// Writes up to `budget` packets.
     fn drain(&self, budget: usize) {
-        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..budget {
-            let Some(packet) = self.waiting.pop() else { break };
+            let Some(packet) = waiting.pop() else { break };
             let written = if self.tap.is_gone() {
                 Err(io::Error::from_raw_os_error(libc::ENODEV))
             } else {
                 self.write(&packet)
             };
-            if let Err(error) = written {
+            match written {
+                Ok(()) => {
+                    self.sent[0].fetch_add(1, Ordering::Relaxed);
+                    self.sent[1].fetch_add(packet.total_len() as u64, Ordering::Relaxed);
+                }
                 // The kernel answers EIO where the interface is not up.
-                let down = self.tap.is_removal(&error) || error.raw_os_error() == Some(libc::EIO);
-                let count = if down { &self.down } else { &self.dropped };
-                count.fetch_add(1, Ordering::Relaxed);
+                Err(error) if self.tap.is_removal(&error) || error.raw_os_error() == Some(libc::EIO) => {
+                    self.down.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(_) => {
+                    self.dropped.fetch_add(1, Ordering::Relaxed);
+                }
             }
         }
     }
@@ -76,28 +74,38 @@ impl Doorbell for TxChannel {
 
 /// Sends to the kernel.
 pub(super) struct TapTx {
+    waiting: Producer<Packet>,
+    ring: Observer<Packet>,
     channel: Arc<TxChannel>,
     counters: Arc<QueueCounters>,
+    /// Dropped here, since the interface has gone.
+    refused: u64,
     /// The longest packet, without VLAN tags.
     max_packet_len: usize,
 }
 
 impl TapTx {
-    pub(super) fn new(channel: TxChannel, max_packet_len: usize) -> Self {
-        Self { channel: Arc::new(channel), counters: Arc::default(), max_packet_len }
+    pub(super) fn new(tap: &Arc<Tap>, max_packet_len: usize) -> Self {
+        let (waiting, consumer) = ring(TX_RING);
+        let channel = Arc::new(TxChannel {
+            tap: Arc::clone(tap),
+            waiting: Mutex::new(consumer),
+            sent: Default::default(),
+            dropped: AtomicU64::new(0),
+            down: AtomicU64::new(0),
+        });
+        let ring = waiting.observer();
+        Self { waiting, ring, channel, counters: Arc::default(), refused: 0, max_packet_len }
     }
 
-    /// Takes back what was counted as sent and was not.
+    /// Brings the counters up to date: a packet waits until the kernel has answered for it.
     fn settle(&self) {
-        for (count, reason) in
-            [(&self.channel.dropped, DropReason::TxDropped), (&self.channel.down, DropReason::TxPortDown)]
-        {
-            if count.load(Ordering::Relaxed) > 0 {
-                let lost = count.swap(0, Ordering::Relaxed);
-                self.counters.packets.set(self.counters.packets.get().wrapping_sub(lost));
-                self.counters.drops(reason).add(lost);
-            }
-        }
+        let TxChannel { sent: [packets, bytes], dropped, down, .. } = &*self.channel;
+        self.counters.held.set(self.ring.len() as u64);
+        self.counters.packets.set(packets.load(Ordering::Relaxed));
+        self.counters.bytes.set(bytes.load(Ordering::Relaxed));
+        self.counters.drops(DropReason::TxDropped).set(dropped.load(Ordering::Relaxed));
+        self.counters.drops(DropReason::TxPortDown).set(down.load(Ordering::Relaxed) + self.refused);
     }
 
     /// Why a packet can never be sent.
@@ -115,31 +123,21 @@ impl TapTx {
 impl TxQueue for TapTx {
     fn transmit(&mut self, batch: &mut Batch) {
         if self.channel.tap.is_gone() {
-            self.counters.drops(DropReason::TxPortDown).add(batch.len() as u64);
+            self.refused += batch.len() as u64;
             return batch.clear();
         }
-        let free = TX_RING - self.channel.waiting.len();
-        let (mut packets, mut bytes) = (0, 0);
-        let counters = Arc::clone(&self.counters);
+        let free = TX_RING - self.ring.len();
         batch.drain_front(free, |packet| match self.refusal(&packet) {
-            Some(reason) => counters.drops(reason).add(1),
-            None => {
-                packets += 1;
-                bytes += packet.total_len() as u64;
-                // There is room: nobody else fills this ring.
-                drop(self.channel.waiting.push(packet));
-            }
+            Some(reason) => self.counters.drops(reason).add(1),
+            // There is room: nobody else fills this ring.
+            None => drop(self.waiting.push(packet)),
         });
-        self.counters.packets.add(packets);
-        self.counters.bytes.add(bytes);
     }
 
     #[inline]
     fn needs_doorbell(&mut self) -> bool {
         self.settle();
-        let waiting = self.channel.waiting.len();
-        self.counters.held.set(waiting as u64);
-        waiting > 0
+        self.counters.held.get() > 0
     }
 
     fn doorbell(&self) -> Option<Arc<dyn Doorbell>> {
@@ -155,6 +153,5 @@ impl Drop for TapTx {
     fn drop(&mut self) {
         self.channel.drain(TX_RING);
         self.settle();
-        self.counters.held.set(0);
     }
 }
