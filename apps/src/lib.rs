@@ -59,7 +59,9 @@ fn one_line(error: &clap::Error) -> String {
     {
         return format!("{} is missing (--help lists the options)", missing.join(" "));
     }
-    match error.get(ContextKind::SuggestedArg).or(error.get(ContextKind::SuggestedValue)) {
+    let suggested =
+        [ContextKind::SuggestedArg, ContextKind::SuggestedValue, ContextKind::SuggestedSubcommand];
+    match suggested.into_iter().find_map(|kind| error.get(kind)) {
         Some(ContextValue::String(known)) => format!("{problem}: did you mean {known}?"),
         Some(ContextValue::Strings(known)) => format!("{problem}: did you mean {}?", known.join(" or ")),
         _ => match error.get(ContextKind::ValidValue) {

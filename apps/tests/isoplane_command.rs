@@ -39,7 +39,7 @@ fn wrong_options_are_refused_in_words() {
     let topology = Topology::read().unwrap();
     let all = topology.online.to_string();
     refused(&isoplane(&[]), 2, &["subcommand", "--help"]);
-    refused(&isoplane(&["chek"]), 2, &["chek", "--help"]);
+    refused(&isoplane(&["chek"]), 2, &["chek", "did you mean check"]);
     for command in ["check", "prepare"] {
         refused(&isoplane(&[command, "--cpus", "1,x"]), 2, &["\"x\" is no CPU number"]);
         refused(&isoplane(&[command, "--cpus", "60000"]), 2, &["CPU 60000 does not exist"]);

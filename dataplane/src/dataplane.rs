@@ -13,6 +13,7 @@ use crate::loop_gap::{Gaps, LoopGap};
 use crate::outputs::Outputs;
 use crate::plan::{Plan, tx_queues};
 use crate::punt::{Local, Punting};
+use crate::reach::Reach;
 use crate::registry::{ExceptionEntry, PortEntry, Registry, WorkerEntry};
 use crate::report::{PoolReport, PortReport, Report, WorkerReport};
 use crate::signals::Signals;
@@ -147,6 +148,24 @@ impl Dataplane {
     /// Each application keeps a handle ([`Published::shared`]); whoever replaces the table keeps what this gives.
     pub fn publish<T: Send + Sync + 'static>(&self, table: T) -> Published<T> {
         Published::new(&self.readers, table)
+    }
+
+    /// Publishes a table that is made of a text, and that clients of `--ctl` replace by another text: `isoplane ctl set app NAME TEXT`. `make` checks a
+    /// text and makes the table of it, or says what is wrong; `takes` says in a few words what it takes.
+    pub fn publish_setting<T: Send + Sync + 'static>(
+        &mut self,
+        (name, takes): (&'static str, &'static str),
+        text: &str,
+        make: impl Fn(&str) -> Result<T, Error> + Send + Sync + 'static,
+    ) -> Result<Published<T>, Error> {
+        let published = self.publish(make(text)?);
+        self.endpoints.settings.offer((name, takes), text, published.clone(), make);
+        Ok(published)
+    }
+
+    /// Which ports the workers can send to, for routes that change.
+    pub fn reach(&self) -> Reach {
+        Reach::new(&self.dealt, self.infos.iter().map(|port| port.name.clone()))
     }
 
     /// Starts a slow path for this run, on the CPUs that no worker has, or on the only one. Applications find it in their

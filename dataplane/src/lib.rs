@@ -21,6 +21,7 @@ mod placement;
 mod plan;
 mod portmap;
 pub mod punt;
+mod reach;
 mod registry;
 mod report;
 mod retired_tables;
@@ -42,6 +43,7 @@ pub use outputs::Outputs;
 pub use percpu::qsbr::{Published, Refused, Shared};
 pub use plan::Plan;
 pub use portmap::PortMap;
+pub use reach::Reach;
 pub use report::{IsolationReport, Report};
 
 /// The guide's program, so that it runs.

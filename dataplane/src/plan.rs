@@ -111,6 +111,9 @@ impl Plan {
 
     /// Says where packets that come in by a port may go. Without it every port reaches every port, and needs a transmit queue
     /// for each worker.
+    ///
+    /// With live control they may go elsewhere later: then each worker gets a queue of every port that has enough, and [`Reach`](crate::Reach) says
+    /// where that leaves a way.
     pub fn routes(mut self, to: impl Fn(PortId) -> PortId) -> Self {
         self.reaches.retain(|(from, destination)| to(*from) == *destination);
         self
@@ -118,8 +121,12 @@ impl Plan {
 
     pub(crate) fn deal(&self) -> Result<Vec<WorkerQueues>, Error> {
         let rx_queues: Vec<usize> = self.ports.iter().map(|(_, plan)| plan.rx_queues()).collect();
-        let reaches = |from, to| self.reaches.contains(&(from, to));
-        let mut dealt = deal(&rx_queues, self.placement.workers.len(), self.args.queues_per_worker, reaches)?;
+        let workers = self.placement.workers.len();
+        let may_come = |to: PortId| {
+            self.args.ctl.is_some() && workers <= self.ports[usize::from(to.0)].1.max_tx_queues()
+        };
+        let reaches = |from, to| self.reaches.contains(&(from, to)) || may_come(to);
+        let mut dealt = deal(&rx_queues, workers, self.args.queues_per_worker, reaches)?;
         punt::deal(&self.exceptions, self.ports.len(), &mut dealt)?;
         for (port, (spec, plan)) in self.ports.iter().enumerate() {
             let (wanted, most) = (tx_queues(&dealt, port), plan.max_tx_queues());

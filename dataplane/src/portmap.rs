@@ -3,6 +3,7 @@
 
 use crate::error::Error;
 use nic::PortId;
+use std::fmt;
 use std::ops::Index;
 
 /// For each port its partner.
@@ -51,6 +52,14 @@ impl PortMap {
     }
 }
 
+/// As it is read: each pair once.
+impl fmt::Display for PortMap {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pairs = self.0.iter().enumerate().filter(|(port, partner)| *port <= usize::from(partner.0));
+        pairs.into_iter().try_for_each(|(port, partner)| write!(formatter, "({port},{partner})"))
+    }
+}
+
 impl Index<PortId> for PortMap {
     type Output = PortId;
 
@@ -81,6 +90,17 @@ mod tests {
         assert_eq!(map(Some("(0,2)(1,3)"), 4), Ok(vec![2, 3, 0, 1]));
         assert_eq!(map(Some("(0,2), (1,3)"), 4), Ok(vec![2, 3, 0, 1]));
         assert_eq!(map(Some("(0,0)"), 1), Ok(vec![0]));
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        for (text, ports, written) in
+            [(None, 3, "(0,1)(2,2)"), (Some("(3,1), (0,2)"), 4, "(0,2)(1,3)"), (Some("(0,0)"), 1, "(0,0)")]
+        {
+            let portmap = PortMap::new(text, ports).unwrap();
+            assert_eq!(portmap.to_string(), written);
+            assert_eq!(PortMap::new(Some(written), ports).unwrap(), portmap);
+        }
     }
 
     #[test]

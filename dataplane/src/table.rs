@@ -11,6 +11,7 @@ use percpu::tsc;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 pub(crate) struct Table {
@@ -90,6 +91,9 @@ impl Table {
                 if dropped > 0.0 { self.paint("31", &drops) } else { drops },
             );
             let _ = match &entry.link {
+                _ if entry.down.load(Ordering::Relaxed) => {
+                    writeln!(text, "  {}", self.paint("33", "set down"))
+                }
                 LinkState::Up { .. } => writeln!(text),
                 LinkState::Down => writeln!(text, "  {}", self.paint("33", "link down")),
                 LinkState::Gone(_) => writeln!(text, "  {}", self.paint("31", "gone")),

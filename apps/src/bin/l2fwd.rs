@@ -6,7 +6,7 @@
 
 use clap::Parser;
 use dataplane::{
-    Application, DataplaneArgs, Outputs, Plan, PortMap, WorkerContext, ethernet::Addresses, punt::Local,
+    Application, DataplaneArgs, Outputs, Plan, PortInfo, PortMap, Shared, ethernet::Addresses, punt::Local,
 };
 use nic::{Batch, MacAddress, PortId};
 use std::process::ExitCode;
@@ -28,34 +28,38 @@ struct Args {
     no_mac_updating: bool,
 }
 
-/// By the port a packet came in by: where it goes, the addresses it gets (`None` to leave its own), and what is for the port
-/// itself (`--exception`), to be handed to the kernel.
-struct L2Fwd(Vec<(PortId, Option<Addresses>, Option<Local>)>);
+/// By the port a packet came in by: where it goes, and the addresses it gets (`None` to leave its own).
+type Routes = Vec<(PortId, Option<Addresses>)>;
 
-impl L2Fwd {
-    fn new(worker: &WorkerContext, portmap: &PortMap, mac_updating: bool) -> Self {
-        let route = |from: PortId| {
-            let to = portmap[from];
-            let [high, low] = to.0.to_be_bytes();
-            let destination = MacAddress([0x02, 0, 0, 0, high, low]);
-            let addresses = mac_updating.then(|| Addresses::new(destination, worker.port(to).mac));
-            (to, addresses, worker.port(from).local.clone())
-        };
-        Self(worker.ports.iter().map(|port| route(port.id)).collect())
-    }
+fn routes(ports: &[PortInfo], portmap: &PortMap, mac_updating: bool) -> Routes {
+    let route = |from: &PortInfo| {
+        let to = portmap[from.id];
+        let [high, low] = to.0.to_be_bytes();
+        let destination = MacAddress([0x02, 0, 0, 0, high, low]);
+        (to, mac_updating.then(|| Addresses::new(destination, ports[usize::from(to.0)].mac)))
+    };
+    ports.iter().map(route).collect()
+}
+
+struct L2Fwd {
+    /// `isoplane ctl set portmap` replaces them.
+    routes: Shared<Routes>,
+    /// By port, what is for the port itself (`--exception`), to be handed to the kernel.
+    local: Vec<Option<Local>>,
 }
 
 impl Application for L2Fwd {
     #[inline]
     fn process(&mut self, packets: &mut Batch, from: PortId, out: &mut Outputs) {
-        let (to, addresses, local) = &self.0[usize::from(from.0)];
-        if let Some(local) = local {
+        let from = usize::from(from.0);
+        if let Some(local) = &self.local[from] {
             local.punt(packets, out);
         }
+        let (to, addresses) = out.read(&self.routes)[from];
         if let Some(addresses) = addresses {
             packets.iter_mut().for_each(|packet| addresses.write(packet));
         }
-        out.send(*to, packets);
+        out.send(to, packets);
     }
 }
 
@@ -68,7 +72,7 @@ fn main() -> ExitCode {
         args.dataplane.promiscuous |= args.no_mac_updating;
         let plan = Plan::check(&args.dataplane)?;
         let portmap = PortMap::new(args.portmap.as_deref(), plan.port_count())?;
-        let dataplane = plan.routes(|from| portmap[from]).open()?;
+        let mut dataplane = plan.routes(|from| portmap[from]).open()?;
         for port in dataplane.ports() {
             match portmap[port.id] {
                 to if to == port.id => {
@@ -77,7 +81,17 @@ fn main() -> ExitCode {
                 to => tracing::info!("port {} forwards to port {to}", port.id),
             }
         }
-        dataplane.run(|worker| L2Fwd::new(worker, &portmap, !args.no_mac_updating))?;
+        let (ports, reach) = (dataplane.ports().to_vec(), dataplane.reach());
+        let setting = ("portmap", "all pairs of ports, such as (0,1)(2,3)");
+        let published = dataplane.publish_setting(setting, &portmap.to_string(), move |text| {
+            let portmap = PortMap::new(Some(text), ports.len())?;
+            reach.check(|from| portmap[from])?;
+            Ok(routes(&ports, &portmap, !args.no_mac_updating))
+        })?;
+        dataplane.run(|worker| L2Fwd {
+            routes: published.shared(),
+            local: worker.ports.iter().map(|port| port.local.clone()).collect(),
+        })?;
         Ok(())
     })
 }

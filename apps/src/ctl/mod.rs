@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use connection::Connection;
 use dataplane::telemetry::LogLevel;
-use dataplane::telemetry::protocol::{Answer, PortSetting, Request, Setting, Subject};
+use dataplane::telemetry::protocol::{Answer, ApplicationSetting, PortSetting, Request, Setting, Subject};
 use std::path::PathBuf;
 
 /// The options of `isoplane ctl`.
@@ -54,6 +54,18 @@ enum Set {
         /// From nothing to everything
         level: LogLevel,
     },
+    /// Which ports l2fwd forwards between, from the workers' next turn on
+    Portmap {
+        /// All pairs of ports, such as "(0,1)(2,3)"
+        pairs: String,
+    },
+    /// Something of the application's own, as "show settings" lists it
+    App {
+        /// Its name
+        name: String,
+        /// What it is to be
+        text: String,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -66,13 +78,18 @@ enum PortState {
 
 impl Command {
     fn request(&self) -> Request {
-        match *self {
-            Self::Show { subject } => Request::Show(subject),
+        let application = |name: &str, text: &str| {
+            Setting::Application(ApplicationSetting { name: name.to_owned(), text: text.to_owned() })
+        };
+        Request::Set(match self {
+            Self::Show { subject } => return Request::Show(*subject),
             Self::Set(Set::Port { number, state }) => {
-                Request::Set(Setting::Port(PortSetting { number, up: matches!(state, PortState::Up) }))
+                Setting::Port(PortSetting { number: *number, up: matches!(state, PortState::Up) })
             }
-            Self::Set(Set::LogLevel { level }) => Request::Set(Setting::LogLevel(level)),
-        }
+            Self::Set(Set::LogLevel { level }) => Setting::LogLevel(*level),
+            Self::Set(Set::Portmap { pairs }) => application("portmap", pairs),
+            Self::Set(Set::App { name, text }) => application(name, text),
+        })
     }
 }
 

@@ -1,7 +1,9 @@
 //! Answers in columns, for people.
 #![forbid(unsafe_code)]
 
-use dataplane::telemetry::protocol::{Answer, Drops, IsolationStatus, PoolStatus, PortStatus, WorkerStatus};
+use dataplane::telemetry::protocol::{
+    Answer, Drops, IsolationStatus, PoolStatus, PortStatus, SettingStatus, WorkerStatus,
+};
 use std::time::Duration;
 
 /// The lines to print.
@@ -13,6 +15,8 @@ pub(super) fn text(answer: &Answer) -> String {
         Answer::Drops(drops) => show_drops(drops),
         Answer::Violations(isolation) => show_violations(isolation),
         Answer::Pool(pool) => show_pool(pool),
+        Answer::Settings(settings) if settings.is_empty() => "this application has no settings\n".into(),
+        Answer::Settings(settings) => show_settings(settings),
         Answer::Done(words) | Answer::Error(words) => format!("{}\n", plain(words)),
     }
 }
@@ -110,6 +114,14 @@ fn show_pool(pool: &PoolStatus) -> String {
     let used = pool.frames.saturating_sub(pool.free);
     let numbers = [pool.frames, pool.free, used, pool.frame_bytes].map(|number| number.to_string());
     table(&["frames", "free", "used", "bytes each"], &[numbers.to_vec()])
+}
+
+fn show_settings(settings: &[SettingStatus]) -> String {
+    let row = |setting: &SettingStatus| {
+        [&setting.name, &setting.text, &setting.takes].map(|text| plain(text)).to_vec()
+    };
+    let rows: Vec<Vec<String>> = settings.iter().map(row).collect();
+    table(&["setting:", "is:", "takes:"], &rows)
 }
 
 fn duration(ns: u64) -> String {

@@ -10,8 +10,13 @@ use std::os::fd::FromRawFd;
 
 /// The thread of a process's worker 0, once it is there.
 pub fn worker_thread(pid: u32) -> Option<i32> {
+    thread_named(pid, "worker-0")
+}
+
+/// A process's thread of this name, once it is there.
+pub fn thread_named(pid: u32, name: &str) -> Option<i32> {
     let task = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.map_while(Result::ok).find(|task| {
-        std::fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == "worker-0")
+        std::fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == name)
     })?;
     task.file_name().to_str()?.parse().ok()
 }

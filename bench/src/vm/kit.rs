@@ -3,6 +3,7 @@
 
 use super::VmError;
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -39,6 +40,22 @@ impl Kit {
     /// The root folder that the packages were unpacked to: the kernel's modules are below it.
     pub fn root(&self) -> PathBuf {
         self.folder.join("root")
+    }
+
+    /// A module of the kernel's, as it was packed (busybox's insmod unpacks it); `None` where the kernel has it built in, or not at all.
+    pub fn module(&self, name: &str) -> Option<PathBuf> {
+        let begins = format!("{name}.ko");
+        let mut folders = vec![self.root().join("lib/modules"), self.root().join("usr/lib/modules")];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    folders.push(entry.path());
+                } else if entry.file_name().to_string_lossy().starts_with(&begins) {
+                    return Some(entry.path());
+                }
+            }
+        }
+        None
     }
 
     /// The kernel.

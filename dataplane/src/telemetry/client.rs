@@ -256,9 +256,11 @@ fn answer(line: &[u8], view: &View) -> Answer {
                 Subject::Drops => Answer::Drops(snapshot.drops()),
                 Subject::Violations => Answer::Violations(snapshot.isolation),
                 Subject::Pool => Answer::Pool(snapshot.pool),
+                Subject::Settings => Answer::Settings(view.settings()),
             };
         }
         Request::Set(Setting::Port(setting)) => view.set_port(&setting),
+        Request::Set(Setting::Application(setting)) => view.set_application(&setting),
         Request::Set(Setting::LogLevel(level)) => {
             log_level::change(level).map(|()| format!("the log level is {}", level.name()))
         }
@@ -287,6 +289,17 @@ mod tests {
             (r#"{"show": "drops"}"#, r#"{"drops":[]}"#),
             (r#"{"show": "violations"}"#, r#"{"violations":{"mode":"","causes":{}}}"#),
             (r#"{"show": "pool"}"#, r#"{"pool":{"frames":64,"free":64,"frame_bytes":2048}}"#),
+            (
+                r#"{"show": "settings"}"#,
+                r#"{"settings":[{"name":"number","text":"7","takes":"a number below 100"}]}"#,
+            ),
+            (r#"{"set": {"application": {"name": "number", "text": "42"}}}"#, "number is set to 42"),
+            (
+                r#"{"set": {"application": {"name": "number", "text": "x"}}}"#,
+                r#"{"error":"\"x\" is no number"#,
+            ),
+            (r#"{"set": {"application": {"name": "portmap", "text": ""}}}"#, "those that it has are number"),
+            (r#"{"set": {"application": {"name": "number"}}}"#, "missing field `text`"),
             (r#"{"set": {"port": {"number": 0, "up": false}}}"#, "is set down"),
             (r#"{"set": {"port": {"number": 9, "up": false}}}"#, r#"{"error":"there is no port 9"#),
             (r#"{"set": {"port": {"number": -1, "up": false}}}"#, r#"{"error":"no request: "#),

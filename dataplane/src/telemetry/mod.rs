@@ -14,6 +14,7 @@ mod log_level;
 mod metrics;
 pub mod protocol;
 mod server;
+mod settings;
 mod socket_file;
 mod view;
 
@@ -25,6 +26,7 @@ use crate::error::Error;
 use crate::registry::Registry;
 use nic::Pool;
 use server::{Limits, Server};
+use settings::Settings;
 use socket_file::SocketFile;
 use std::io::Write;
 use std::net::TcpListener;
@@ -35,6 +37,8 @@ use std::thread::{self, JoinHandle};
 /// The sockets that clients come by, bound, and not served yet.
 #[derive(Default)]
 pub(crate) struct Endpoints {
+    /// What the application lets them change.
+    pub(crate) settings: Settings,
     ctl: Option<SocketFile>,
     metrics: Option<TcpListener>,
 }
@@ -57,12 +61,12 @@ impl Endpoints {
             }
             None => None,
         };
-        Ok(Self { ctl, metrics })
+        Ok(Self { settings: Settings::default(), ctl, metrics })
     }
 
     /// Starts the thread that serves them, on this CPU; nothing, where there is nothing to serve.
     pub(crate) fn start(
-        self,
+        mut self,
         registry: &mut Registry,
         pool: &Pool,
         cpu: usize,
@@ -70,7 +74,7 @@ impl Endpoints {
         if self.ctl.is_none() && self.metrics.is_none() {
             return Ok(None);
         }
-        let view = Arc::new(View::new(registry, pool));
+        let view = Arc::new(View::new(registry, pool, std::mem::take(&mut self.settings)));
         registry.view = Some(Arc::clone(&view));
         let pair = UnixStream::pair().map_err(Error::system("cannot make a pair of sockets"))?;
         let (stopped, stop) = pair;

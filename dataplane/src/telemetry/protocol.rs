@@ -30,6 +30,8 @@ pub enum Subject {
     Violations,
     /// Packet memory
     Pool,
+    /// What the application lets clients change
+    Settings,
 }
 
 /// What can be changed.
@@ -40,6 +42,8 @@ pub enum Setting {
     Port(PortSetting),
     /// How much is logged.
     LogLevel(LogLevel),
+    /// One of the application's own.
+    Application(ApplicationSetting),
 }
 
 /// See [`Setting::Port`].
@@ -50,6 +54,16 @@ pub struct PortSetting {
     pub number: usize,
     /// Whether it is to be in use.
     pub up: bool,
+}
+
+/// See [`Setting::Application`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApplicationSetting {
+    /// Its name, as the answer to `show settings` has it.
+    pub name: String,
+    /// What it is to be.
+    pub text: String,
 }
 
 /// An answer: its only key says what it is.
@@ -66,6 +80,8 @@ pub enum Answer {
     Violations(IsolationStatus),
     /// To `show pool`.
     Pool(PoolStatus),
+    /// To `show settings`: those of the application.
+    Settings(Vec<SettingStatus>),
     /// To a change: it is done.
     Done(String),
     /// The request was wrong, or could not be fulfilled: why, in words.
@@ -155,4 +171,15 @@ pub struct PoolStatus {
     pub free: usize,
     /// Bytes of one.
     pub frame_bytes: usize,
+}
+
+/// Something that the application lets clients change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingStatus {
+    /// Its name.
+    pub name: String,
+    /// What it is now.
+    pub text: String,
+    /// What it takes, in words.
+    pub takes: String,
 }

@@ -4,8 +4,10 @@
 #![forbid(unsafe_code)]
 
 use super::protocol::{
-    Drops, IsolationStatus, PoolStatus, PortSetting, PortStatus, Violations, WorkerStatus,
+    ApplicationSetting, Drops, IsolationStatus, PoolStatus, PortSetting, PortStatus, SettingStatus,
+    Violations, WorkerStatus,
 };
+use super::settings::Settings;
 use crate::registry::{PortSample, Registry, WorkerSample};
 use crate::report::PortReport;
 use crate::violations::Watcher;
@@ -26,12 +28,13 @@ pub(crate) struct View {
     pool: Pool,
     started: SystemTime,
     said: Mutex<Said>,
-    /// What clients switched, by port, for the log.
-    switched: ArrayQueue<(usize, bool)>,
+    settings: Settings,
+    /// What clients changed, in words, for the log.
+    changed: ArrayQueue<String>,
 }
 
-/// So many switches wait for the log; a client that switches faster is not told of each time.
-const SWITCHES: usize = 16;
+/// So many changes wait for the log; of a client that changes things faster not each is told.
+const CHANGES: usize = 16;
 
 struct PortView {
     name: String,
@@ -70,7 +73,7 @@ impl Registry {
 }
 
 impl View {
-    pub(super) fn new(registry: &Registry, pool: &Pool) -> Self {
+    pub(super) fn new(registry: &Registry, pool: &Pool, settings: Settings) -> Self {
         let port = |entry: &crate::registry::PortEntry| PortView {
             name: entry.port.name().to_owned(),
             driver: entry.port.driver(),
@@ -86,7 +89,8 @@ impl View {
             pool: pool.clone(),
             started: SystemTime::now(),
             said: Mutex::default(),
-            switched: ArrayQueue::new(SWITCHES),
+            settings,
+            changed: ArrayQueue::new(CHANGES),
         };
         view.publish(registry, None);
         view
@@ -94,7 +98,7 @@ impl View {
 
     /// The control core's word. It does not wait: where a client's answer is being made, the next word is soon enough.
     fn publish(&self, registry: &Registry, watcher: Option<&Watcher>) {
-        self.log_switches();
+        self.log_changes();
         let mut said = match self.said.try_lock() {
             Ok(said) => said,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -126,14 +130,10 @@ impl View {
     }
 
     /// The log is the control core's, which may wait for whoever reads it.
-    fn log_switches(&self) {
-        for _ in 0..SWITCHES {
-            let Some((number, up)) = self.switched.pop() else { return };
-            tracing::info!(
-                "port {number} ({}) was set {} by a client",
-                self.ports[number].name,
-                up_or_down(up)
-            );
+    fn log_changes(&self) {
+        for _ in 0..CHANGES {
+            let Some(words) = self.changed.pop() else { return };
+            tracing::info!("{words} by a client");
         }
     }
 
@@ -191,13 +191,21 @@ impl View {
             ));
         };
         port.down.store(!setting.up, Ordering::Relaxed);
-        let _ = self.switched.push((number, setting.up));
-        Ok(format!("port {number} ({}) is set {}", port.name, up_or_down(setting.up)))
+        let (name, state) = (&port.name, if setting.up { "up" } else { "down" });
+        let _ = self.changed.push(format!("port {number} ({name}) was set {state}"));
+        Ok(format!("port {number} ({name}) is set {state}"))
     }
-}
 
-fn up_or_down(up: bool) -> &'static str {
-    if up { "up" } else { "down" }
+    /// Changes something of the application's.
+    pub(super) fn set_application(&self, setting: &ApplicationSetting) -> Result<String, String> {
+        let done = self.settings.change(setting)?;
+        let _ = self.changed.push(format!("{} was set to {}", setting.name, setting.text));
+        Ok(done)
+    }
+
+    pub(super) fn settings(&self) -> Vec<SettingStatus> {
+        self.settings.status()
+    }
 }
 
 impl Snapshot {
@@ -223,7 +231,9 @@ impl Snapshot {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::telemetry::settings::tests::settings;
     use nic::PoolConfig;
+    use percpu::qsbr::Domain;
 
     /// A view of one port and one worker, with their counters.
     pub(in crate::telemetry) fn view() -> (Arc<View>, Arc<QueueCounters>) {
@@ -242,7 +252,8 @@ pub(super) mod tests {
             pool: Pool::new(&PoolConfig { frames: 64, ..PoolConfig::default() }).unwrap(),
             started: SystemTime::now(),
             said: Mutex::default(),
-            switched: ArrayQueue::new(SWITCHES),
+            settings: settings(&Domain::new()).0,
+            changed: ArrayQueue::new(CHANGES),
         };
         (Arc::new(view), counters)
     }

@@ -33,7 +33,11 @@ impl Served {
         let metrics = TcpListener::bind("127.0.0.1:0").unwrap();
         metrics.set_nonblocking(true).unwrap();
         let address = metrics.local_addr().unwrap();
-        let endpoints = Endpoints { ctl: Some(SocketFile::bind(&path).unwrap()), metrics: Some(metrics) };
+        let endpoints = Endpoints {
+            settings: Default::default(),
+            ctl: Some(SocketFile::bind(&path).unwrap()),
+            metrics: Some(metrics),
+        };
         let (stopped, stop) = UnixStream::pair().unwrap();
         let (view, counters) = view();
         let mut server = Server::new(endpoints, view, stopped, limits);
