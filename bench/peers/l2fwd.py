@@ -11,21 +11,22 @@ from testpmd import CONTROL_CPU, WORKER_CPU
 
 
 class L2fwd:
-    """One run. `ports` are port specifications."""
+    """One run. `ports` are port specifications, `options` more of its command line."""
 
     name = "l2fwd"
 
-    def __init__(self, program, ports, mac_updating):
+    def __init__(self, program, ports, mac_updating, options=()):
         descriptor, self.report = tempfile.mkstemp(suffix=".json")
         os.close(descriptor)
         arguments = [f"--port={port}" for port in ports]
         arguments += ["--workers", str(WORKER_CPU), "--control", str(CONTROL_CPU), "--no-color"]
         arguments += ["--duration", "600", "--stats-period", "600", "--report", self.report]
+        arguments += options
         if not mac_updating:
             arguments.append("--no-mac-updating")
         self.process = Process([program, *arguments])
-        # The worker is there once a thread sits on its CPU and turns.
-        self.process.polling_thread(WORKER_CPU, 20)
+        # The worker is there once a thread sits on its CPU and turns; one that sleeps does not turn much.
+        self.worker = self.process.polling_thread(WORKER_CPU, 20, 1_000_000)
         self.started = time.monotonic()
 
     def stop(self):

@@ -93,11 +93,11 @@ class Process:
         self.child.wait()
         Process.running.discard(self)
 
-    def polling_thread(self, cpu, seconds):
-        """The directory of the thread that is bound to `cpu` alone and has run most; waits until there is one that runs."""
+    def polling_thread(self, cpu, seconds, least_ns=50_000_000):
+        """The directory of the thread that is bound to `cpu` alone and has run most; waits until one has run for `least_ns`."""
         tasks, end = f"/proc/{self.child.pid}/task", time.monotonic() + seconds
         while time.monotonic() < end and self.child.poll() is None:
-            best = (50_000_000, None)
+            best = (least_ns, None)
             for thread in os.listdir(tasks):
                 directory = f"{tasks}/{thread}"
                 try:
@@ -126,5 +126,12 @@ class SchedulerWait:
 
     def share(self):
         """From 0 to 1, since this was made."""
-        ran_ns, waited_ns = (now - before for now, before in zip(self._now(), self.before))
+        ran_ns, waited_ns = self._since()
         return waited_ns / max(ran_ns + waited_ns, 1)
+
+    def ran_s(self):
+        """Seconds of CPU time since this was made."""
+        return self._since()[0] / 1e9
+
+    def _since(self):
+        return [now - before for now, before in zip(self._now(), self.before)]

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Runs Debian's DPDK testpmd beside this project's l2fwd, in turns, and prints a table of the ratios. See compare.py.
+# Or l2fwd alone, by each way of waiting for packets (--idle). See idle.py.
 #
-#   bench/peers/run.sh [--pairs N] [--seconds S] [--only NAME,NAME]
+#   bench/peers/run.sh [--pairs N] [--seconds S] [--most-wait PERCENT] [--only NAME,NAME]
+#   bench/peers/run.sh idle [--pairs N] [--seconds S] [--most-wait PERCENT] [--probes N]
 #
 # Takes root and a quiet machine with two CPUs; about ten minutes. What it makes (two veth pairs in a network namespace, hugepages)
 # is gone when it ends, however it ends.
@@ -11,8 +13,15 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
 stop() { echo "peers: $1" >&2 && exit 2; }
 ((EUID == 0)) || stop "needs root, for AF_XDP and network namespaces: run it by sudo"
 (($(nproc) >= 2)) || stop "needs 2 CPUs, one for the packets and one for all else"
+script=compare.py
 missing=()
-for need in dpdk-testpmd:dpdk-dev ip:iproute2 python3:python3-minimal unshare:util-linux; do
+if [[ ${1-} == idle ]]; then
+    shift
+    script=idle.py
+else
+    command -v dpdk-testpmd >/dev/null || missing+=(dpdk-dev)
+fi
+for need in ip:iproute2 python3:python3-minimal unshare:util-linux; do
     command -v "${need%%:*}" >/dev/null || missing+=("${need#*:}")
 done
 ((${#missing[@]})) && stop "missing: run \"apt-get install ${missing[*]}\""
@@ -44,7 +53,7 @@ unshare --net --mount --pid --fork --kill-child --mount-proc sh -c '
         sysctl -qw net.ipv6.conf.default.disable_ipv6=1
         ip link add p$pair type veth peer name q$pair && ip link set p$pair up && ip link set q$pair up || exit
     done
-    exec "$@"' sh python3 bench/peers/compare.py --programs "${CARGO_TARGET_DIR:-target}/release" "$@" &
+    exec "$@"' sh python3 "bench/peers/$script" --programs "${CARGO_TARGET_DIR:-target}/release" "$@" &
 child=$!
 wait "$child"
 status=$?

@@ -328,12 +328,12 @@ impl Dataplane {
         };
         let wakes: Vec<bool> = queues.rx.iter().map(is_own).collect();
         let mut inputs = Vec::new();
-        for (port, queue) in queues.rx {
+        for ((port, queue), wakes) in queues.rx.into_iter().zip(wakes) {
             inputs.extend(self.rx[usize::from(port.0)][queue].take().map(|queue| {
                 let bell = queue.doorbell().map(|doorbell| bells.make(port, doorbell, queue.counters()));
                 let entry = &self.registry.ports[usize::from(port.0)];
                 let exception_of = entry.exception.as_ref().map(|exception| exception.of);
-                Input { queue, port, bell, exception_of, down: Arc::clone(&entry.down) }
+                Input { queue, port, bell, wakes, exception_of, down: Arc::clone(&entry.down) }
             }));
         }
         let sources = inputs.iter().map(|input| Arc::clone(input.queue.counters())).collect();
@@ -346,9 +346,7 @@ impl Dataplane {
                 outputs.add(port, queue, bell, down);
             }
         }
-        let ready =
-            inputs.iter().zip(&wakes).map(|(input, wakes)| input.queue.readiness().filter(|_| *wakes));
-        let sleeper = Sleeper::new(self.plan.args.idle, ready)?;
+        let sleeper = Sleeper::new(self.plan.args.idle);
         let counters = Arc::clone(&self.registry.workers[index].counters);
         let gaps = Arc::clone(&self.registry.workers[index].gaps);
         let parts = Parts { index, inputs, outputs, counters, gaps, sleeper };

@@ -2,14 +2,14 @@
 //!
 //! It sleeps only when every input has been empty for a while, and never for long. Inputs that the kernel can tell of (AF_XDP sockets) wake it; beside
 //! others it naps.
+//!
+//! By poll(2), which asks to be woken for as long as it waits. An epoll set asks for good: then the kernel looks it up at each packet that a socket
+//! receives or has sent, which took 15 % of the rate from a worker that never slept.
 #![forbid(unsafe_code)]
 
-use crate::error::Error;
 use clap::ValueEnum;
-use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use percpu::tsc;
-use std::io;
 use std::os::fd::BorrowedFd;
 use std::thread;
 use std::time::Duration;
@@ -38,36 +38,16 @@ pub(crate) struct Sleeper {
     /// Idle ticks after which it sleeps.
     after: u64,
     idle_since: u64,
-    inputs: Option<Epoll>,
 }
 
 impl Sleeper {
-    /// For a worker with inputs of this readiness ([`RxQueue::readiness`](nic::port::RxQueue::readiness)).
-    pub(crate) fn new<'a>(
-        idle: Idle,
-        inputs: impl Iterator<Item = Option<BorrowedFd<'a>>>,
-    ) -> Result<Self, Error> {
-        let failed = |errno: Errno| Error::system("cannot wait for packets")(io::Error::from(errno));
+    pub(crate) fn new(idle: Idle) -> Self {
         let after = match idle {
             Idle::Poll => u64::MAX,
             Idle::Adaptive => tsc::from_ns(AWAKE_NS),
             Idle::Interrupt => 0,
         };
-        let mut sleeper = Self { after, idle_since: tsc::now(), inputs: None };
-        if idle != Idle::Poll {
-            let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
-            let mut tells = true;
-            for readiness in inputs {
-                match readiness {
-                    Some(descriptor) => {
-                        epoll.add(descriptor, EpollEvent::new(EpollFlags::EPOLLIN, 0)).map_err(failed)?;
-                    }
-                    None => tells = false,
-                }
-            }
-            sleeper.inputs = tells.then_some(epoll);
-        }
-        Ok(sleeper)
+        Self { after, idle_since: tsc::now() }
     }
 
     /// Whether to sleep after a turn that began at `now`, and in which there was something to do or not.
@@ -78,15 +58,16 @@ impl Sleeper {
         }
         now.wrapping_sub(self.idle_since) > self.after
     }
+}
 
-    /// Sleeps until a packet comes, 2 ms at most.
-    #[cold]
-    pub(crate) fn sleep(&self) {
+/// Sleeps until a packet comes by one of the inputs of this readiness ([`RxQueue::readiness`](nic::port::RxQueue::readiness)), 2 ms at most.
+#[cold]
+pub(crate) fn sleep<'a>(inputs: impl Iterator<Item = Option<BorrowedFd<'a>>>) {
+    let waits: Option<Vec<_>> = inputs.map(|input| Some(PollFd::new(input?, PollFlags::POLLIN))).collect();
+    match waits {
         // An answer that is an error comes at once, and the next turn looks.
-        match &self.inputs {
-            Some(inputs) => drop(inputs.wait(&mut [EpollEvent::empty()], EpollTimeout::from(LIMIT_MS))),
-            None => thread::sleep(NAP),
-        }
+        Some(mut waits) => drop(poll(&mut waits, PollTimeout::from(LIMIT_MS))),
+        None => thread::sleep(NAP),
     }
 }
 
@@ -98,13 +79,9 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::time::Instant;
 
-    fn sleeper(idle: Idle, inputs: &[Option<UnixStream>]) -> Sleeper {
-        Sleeper::new(idle, inputs.iter().map(|input| input.as_ref().map(AsFd::as_fd))).unwrap()
-    }
-
     #[test]
     fn who_polls_never_sleeps_and_who_waits_for_interrupts_always_does() {
-        let (mut polls, mut waits) = (sleeper(Idle::Poll, &[]), sleeper(Idle::Interrupt, &[]));
+        let (mut polls, mut waits) = (Sleeper::new(Idle::Poll), Sleeper::new(Idle::Interrupt));
         let later = tsc::now() + tsc::from_ns(60_000_000_000);
         assert!(!polls.is_due(later, false));
         assert!(waits.is_due(later, false) && !waits.is_due(later, true) && waits.is_due(later + 1, false));
@@ -112,7 +89,7 @@ mod tests {
 
     #[test]
     fn adaptive_is_after_a_while_without_packets() {
-        let mut sleeper = sleeper(Idle::Adaptive, &[]);
+        let mut sleeper = Sleeper::new(Idle::Adaptive);
         let (start, awake) = (tsc::now(), tsc::from_ns(AWAKE_NS));
         assert!(!sleeper.is_due(start, true));
         assert!(!sleeper.is_due(start + awake, false) && sleeper.is_due(start + awake + 1, false));
@@ -122,18 +99,18 @@ mod tests {
     #[test]
     fn a_packet_wakes_and_so_does_the_limit() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
-        let waits = sleeper(Idle::Interrupt, &[Some(ours.try_clone().unwrap())]);
-        let slept = |sleeper: &Sleeper| {
+        let slept = |inputs: &[Option<&UnixStream>]| {
             let start = Instant::now();
-            sleeper.sleep();
+            sleep(inputs.iter().map(|input| input.map(AsFd::as_fd)));
             start.elapsed()
         };
+        let waits = [Some(&ours)];
         assert!(slept(&waits) >= Duration::from_millis(1));
         theirs.write_all(&[1]).unwrap();
         // A machine may be slow, but not each time.
         assert!((0..100).any(|_| slept(&waits) < Duration::from_millis(1)));
         // Beside an input that tells nothing it naps.
-        let naps = sleeper(Idle::Interrupt, &[None, Some(theirs)]);
+        let naps = [None, Some(&theirs)];
         assert!((0..100).any(|_| (NAP..Duration::from_millis(2)).contains(&slept(&naps))));
     }
 }

@@ -6,7 +6,7 @@
 
 use crate::application::Application;
 use crate::bell::Bell;
-use crate::idle::Sleeper;
+use crate::idle::{self, Sleeper};
 use crate::isolation_args::OnViolation;
 use crate::loop_gap::Gaps;
 use crate::loop_gap::LoopGap;
@@ -16,6 +16,7 @@ use isolation::{Gap, Isolated, Turn};
 use nic::port::{PortGone, RxQueue};
 use nic::{Batch, Counter, Pool, PortId};
 use percpu::{qsbr, tsc};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -144,6 +145,8 @@ pub(crate) struct Input {
     pub(crate) queue: Box<dyn RxQueue>,
     pub(crate) port: PortId,
     pub(crate) bell: Option<Bell>,
+    /// Whether a sleeping worker may have the kernel tell of its packets.
+    pub(crate) wakes: bool,
     /// Where it is an exception port's: what the kernel sends by it goes out by this port, and the run does not wait for it.
     pub(crate) exception_of: Option<PortId>,
     /// Set by who takes the port out of use.
@@ -274,7 +277,7 @@ impl<A: Application> Worker<A> {
                 break;
             }
             if self.sleeper.is_due(now, moved > 0 || rings) && !self.application.is_sending() {
-                self.sleeper.sleep();
+                idle::sleep(self.inputs.iter().map(Input::readiness));
                 self.counters.sleeps.add(1);
                 // Sleep is no gap.
                 last = tsc::now();
@@ -351,6 +354,10 @@ impl<A: Application> Worker<A> {
 }
 
 impl Input {
+    fn readiness(&self) -> Option<BorrowedFd<'_>> {
+        self.queue.readiness().filter(|_| self.wakes)
+    }
+
     #[cold]
     fn ring(&mut self, state: &RunState) {
         if let Some(gone) = self.bell.as_ref().and_then(Bell::ring) {

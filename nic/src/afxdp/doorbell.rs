@@ -31,6 +31,35 @@ impl Brake {
     }
 }
 
+/// Puts off a wake-up for a loop turn while full batches follow each other: in copy mode a call costs the same for one packet as for
+/// all that it may send.
+#[derive(Default)]
+pub(super) struct Gather {
+    /// Descriptors that are sent at once in any case.
+    enough: u32,
+    more: bool,
+}
+
+impl Gather {
+    /// As many as one call sends are `enough`; with one, nothing is put off.
+    pub(super) fn new(enough: u32) -> Self {
+        Self { enough, more: false }
+    }
+
+    /// A batch went on the ring. Where it was a full one, another is likely to follow.
+    #[inline(always)]
+    pub(super) fn more_follows(&mut self, more: bool) {
+        self.more = more;
+    }
+
+    /// Whether to make the call for so many descriptors. Asked again before another batch came, it no longer waits for one.
+    #[inline(always)]
+    pub(super) fn is_worth_a_call(&mut self, count: u32) -> bool {
+        let waits = std::mem::take(&mut self.more);
+        count >= if waits { self.enough } else { 1 }
+    }
+}
+
 /// Wakes the transmit side.
 pub(super) struct TxDoorbell {
     pub(super) socket: Arc<Socket>,
@@ -121,6 +150,22 @@ impl Doorbell for RxDoorbell {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_batch_waits_for_the_next_one_but_one_turn_only() {
+        let mut gather = Gather::new(128);
+        gather.more_follows(true);
+        assert_eq!([64, 64, 0].map(|count| gather.is_worth_a_call(count)), [false, true, false]);
+        gather.more_follows(true);
+        assert!(gather.is_worth_a_call(128));
+        // A short one waits for nobody.
+        gather.more_follows(true);
+        gather.more_follows(false);
+        assert!(gather.is_worth_a_call(65));
+        let mut none = Gather::new(1);
+        none.more_follows(true);
+        assert!(none.is_worth_a_call(1));
+    }
 
     #[test]
     fn answers_that_mean_try_again_are_no_errors() {

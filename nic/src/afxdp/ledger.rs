@@ -5,7 +5,7 @@
 //! a frame twice, or one of somebody else.
 #![forbid(unsafe_code)]
 
-use crate::memory::{Batch, Frame, Pool};
+use crate::memory::{Frame, Pool};
 use std::mem;
 
 /// Frames that are with the kernel, by their number, each with a note.
@@ -70,30 +70,6 @@ impl<Note> Ledger<Note> {
     /// Looks at the notes of all that are with the kernel.
     pub(super) fn for_each_note(&self, mut each: impl FnMut(&Note)) {
         self.entries.iter().flatten().for_each(|(_, note)| each(note));
-    }
-}
-
-/// Frames on their way back to the pool, in bulk.
-#[derive(Default)]
-pub(super) struct Garbage(Batch);
-
-impl Garbage {
-    /// Adds one.
-    #[inline(always)]
-    pub(super) fn add(&mut self, frame: Frame) {
-        // Any place in the frame will do: nobody reads it. Where it does not fit, the frame is free already.
-        if let Some(packet) = frame.into_packet(crate::memory::MIN_HEADROOM, 0) {
-            if self.0.room() == 0 {
-                self.0.clear();
-            }
-            drop(self.0.push(packet));
-        }
-    }
-
-    /// Frees them.
-    #[inline(always)]
-    pub(super) fn free(&mut self) {
-        self.0.clear();
     }
 }
 

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::device::{ChannelsBefore, Device};
-use super::doorbell::{RxDoorbell, TxDoorbell};
+use super::doorbell::{Gather, RxDoorbell, TxDoorbell};
 use super::interface::Interface;
 use super::options::{Binding, Copying, MultiBuffer, Options, no_interface};
 use super::port::{AfxdpPort, Queue};
@@ -348,7 +348,10 @@ impl Opening<'_> {
             }
             if let Some(side) = tx_side {
                 let doorbell = Arc::new(TxDoorbell { socket: socket.clone(), port });
-                let sender = Sender::new(side, pool.clone(), max_segments);
+                // Half a ring leaves room for what comes meanwhile.
+                let gather =
+                    Gather::new(socket.tx_budget.map_or(1, |most| most.min(self.options.tx_ring / 2)));
+                let sender = Sender::new(side, pool.clone(), max_segments, gather);
                 stalls.watch(format!("the transmit side of queue {}", socket.queue), sender.stall());
                 queue.tx = Some(sender.counters().clone());
                 queue.invalid = Some(sender.invalid().clone());

@@ -93,21 +93,20 @@ impl Receiver {
         while taken < filled && batch.room() > 0 {
             let descriptor = self.ring.read(taken);
             taken += 1;
-            let segment = self
-                .ledger
-                .settle(descriptor.addr)
-                .and_then(|(frame, (), offset)| frame.into_packet(offset, descriptor.len as usize));
+            let settled = self.ledger.settle(descriptor.addr);
+            let (length, port) = (descriptor.len as usize, self.port);
             let more = descriptor.options & libc::XDP_PKT_CONTD != 0;
-            let whole = if !more && self.chain.is_none() && !self.skipping {
-                segment.or_else(|| {
+            if !more && self.chain.is_none() && !self.skipping {
+                if settled.is_some_and(|(frame, (), offset)| batch.push_frame(frame, offset, length, port)) {
+                    bytes += u64::from(descriptor.len);
+                } else {
                     self.counters.drops(DropReason::RxInvalidDescriptor).add(1);
-                    None
-                })
-            } else {
-                self.chain(segment, more)
-            };
-            if let Some(mut packet) = whole {
-                packet.set_port(self.port);
+                }
+                continue;
+            }
+            let segment = settled.and_then(|(frame, (), offset)| frame.into_packet(offset, length));
+            if let Some(mut packet) = self.chain(segment, more) {
+                packet.set_port(port);
                 bytes += packet.total_len() as u64;
                 // There is room, as the loop has seen.
                 drop(batch.push(packet));

@@ -5,14 +5,14 @@
 //! (their bytes stay in `bytes`: which ones they were, nobody says). What is still on the ring at the end is `tx_unsent`.
 #![forbid(unsafe_code)]
 
-use super::doorbell::Brake;
-use super::ledger::{Garbage, Ledger};
+use super::doorbell::{Brake, Gather};
+use super::ledger::Ledger;
 use super::ring::{ConsumerRing, Hostile, ProducerRing};
 use super::rx::MAX_SEGMENTS;
 use super::socket::{Socket, TxSide};
 use super::stall::Stall;
 use crate::counters::{DropReason, QueueCounters};
-use crate::memory::{Batch, Packet, Pool};
+use crate::memory::{Batch, Packet, Pool, Returned};
 use crate::port::{Doorbell, TxQueue};
 use std::mem;
 use std::sync::Arc;
@@ -31,10 +31,11 @@ pub(super) struct Sender {
     completion: ConsumerRing<u64>,
     /// Note: the packet's length, with the frame that ends it; 0 with the others.
     ledger: Ledger<u32>,
-    garbage: Garbage,
+    returned: Returned,
     pool: Pool,
     max_segments: usize,
     max_packet_len: usize,
+    gather: Gather,
     /// Packets whose frames came back.
     completed: u64,
     /// The kernel's index was out of range when last seen: counted once.
@@ -46,15 +47,16 @@ pub(super) struct Sender {
 }
 
 impl Sender {
-    pub(super) fn new(side: TxSide, pool: Pool, max_segments: usize) -> Self {
+    pub(super) fn new(side: TxSide, pool: Pool, max_segments: usize, gather: Gather) -> Self {
         Self {
             ring: side.ring,
             completion: side.completion,
             ledger: side.ledger,
-            garbage: Garbage::default(),
+            returned: Returned::default(),
             pool,
             max_segments,
             max_packet_len: 0,
+            gather,
             completed: 0,
             hostile: false,
             stall: Stall::default(),
@@ -99,12 +101,12 @@ impl Sender {
             };
             self.completed += u64::from(length > 0);
             bytes += u64::from(length);
-            self.garbage.add(frame);
+            self.returned.add(frame);
         }
         self.hostile = false;
         if filled > 0 {
             self.completion.release(filled);
-            self.garbage.free();
+            self.returned.free();
             self.counters.bytes.add(bytes);
         }
         self.counters.packets.set(self.completed.saturating_sub(refused));
@@ -115,6 +117,8 @@ impl Sender {
     /// Puts packets from the front of `batch` on the ring, as many as there is room for.
     #[inline]
     fn send(&mut self, batch: &mut Batch) {
+        let full = batch.room() == 0;
+        self.gather.more_follows(false);
         // An index that cannot be leaves no room; the batch stays with the caller.
         let Ok(free) = self.ring.free((batch.len() * self.max_segments) as u32) else {
             return self.stall.report();
@@ -126,6 +130,7 @@ impl Sender {
             self.ring.submit(written);
             self.counters.held.set(self.ledger.len() as u64);
         }
+        self.gather.more_follows(full && batch.is_empty());
     }
 
     /// Writes a packet's descriptors behind the `written` ones; returns how many there are then.
@@ -287,7 +292,8 @@ impl TxQueue for AfxdpTx {
         let sender = &mut self.sender;
         // Completions come in when nobody sends, too, and a frame on a ring is one that nobody can use.
         sender.reclaim(self.socket.refused.load(Ordering::Relaxed));
-        let stands = sender.ring.needs_wakeup() && sender.ring.unconsumed().is_ok_and(|count| count > 0);
+        let stands = sender.ring.needs_wakeup()
+            && sender.ring.unconsumed().is_ok_and(|count| sender.gather.is_worth_a_call(count));
         if !stands || self.socket.gone.load(Ordering::Relaxed) {
             return false;
         }
@@ -408,7 +414,7 @@ mod tests {
                 completion: kernel.completion.consumer(),
                 ledger: Ledger::new(pool),
             };
-            let mut sender = Sender::new(side, pool.clone(), MAX_SEGMENTS);
+            let mut sender = Sender::new(side, pool.clone(), MAX_SEGMENTS, Gather::default());
             sender.max_packet_len = 9014;
             (kernel, sender)
         }

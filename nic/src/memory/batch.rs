@@ -1,10 +1,11 @@
 //! Up to 64 packets in an array: what ports and applications hand to each other.
 #![allow(unsafe_code)]
 
-use super::frame::{self, POOL_SHIFT};
+use super::frame::{self, Frame, POOL_SHIFT};
 use super::packet::Packet;
 use super::registry;
 use super::words::{self, Fresh};
+use crate::port::PortId;
 use std::mem::MaybeUninit;
 use std::{fmt, ptr, slice};
 
@@ -51,6 +52,20 @@ impl Batch {
         self.packets[self.len].write(packet);
         self.len += 1;
         Ok(())
+    }
+
+    /// Adds a frame as a packet of `length` bytes that start `offset` bytes into it and came in by `port`; false, and the frame is
+    /// freed, where it has no such bytes ([`Frame::into_packet`]) or the batch no room.
+    #[inline(always)]
+    pub(crate) fn push_frame(&mut self, frame: Frame, offset: usize, length: usize, port: PortId) -> bool {
+        let fits = self.len < BATCH_SIZE && frame.has_room(offset, length);
+        if fits {
+            let handle = frame.into_handle();
+            // In place, whole: a packet that came here by way of a result would be put together anew.
+            self.packets[self.len].write(Packet::new(handle, offset as u16, length as u16, port.0));
+            self.len += 1;
+        }
+        fits
     }
 
     /// Takes the last packet.
@@ -127,9 +142,11 @@ impl Batch {
             // SAFETY: the first `len` were initialised; `len` is 0 now, so each is read by this loop alone.
             take(unsafe { place.assume_init_read() });
         }
-        // SAFETY: [count, len) are still initialised and are moved, as plain bytes, to the front.
-        unsafe { ptr::copy(self.packets.as_ptr().add(count), self.packets.as_mut_ptr(), len - count) };
         self.len = len - count;
+        if self.len > 0 {
+            // SAFETY: [count, len) are still initialised and are moved, as plain bytes, to the front.
+            unsafe { ptr::copy(self.packets.as_ptr().add(count), self.packets.as_mut_ptr(), self.len) };
+        }
     }
 
     /// Moves the packets that `wanted` refuses to the end of `others`, as many as there is room for, and keeps the order

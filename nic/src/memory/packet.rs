@@ -230,8 +230,11 @@ impl Packet {
     }
 
     /// Gives up the packet for its frame, for a driver that puts it on a ring. Segments behind the first are freed.
+    #[inline(always)]
     pub fn into_frame(mut self) -> Frame {
-        drop(self.split_first());
+        if self.is_chained() {
+            self.free_tail();
+        }
         let handle = self.handle;
         mem::forget(self);
         Frame::from_handle(handle)
