@@ -299,7 +299,7 @@ impl Gate {
         let mut inner = self.lock();
         let mut count = 0;
         for job in jobs {
-            inner.classes.push_fresh(job.class, job);
+            inner.classes.push_fresh(job.class(), job);
             count += 1;
         }
         if count > 0 {

@@ -24,6 +24,7 @@ pub use thread::blocking;
 
 use crate::error::Error;
 use crossbeam_queue::ArrayQueue;
+use crossbeam_utils::CachePadded;
 use dispatcher::Dispatcher;
 use gate::{Gate, Overdue};
 use isolation::trace::Switches;
@@ -67,7 +68,7 @@ struct Shared {
     sources: Mutex<Vec<Entry>>,
     overdue: ArrayQueue<Overdue>,
     /// No more submissions.
-    closed: Arc<AtomicBool>,
+    closed: Arc<CachePadded<AtomicBool>>,
     /// The dispatcher's and the pollers' end.
     stop: AtomicBool,
     /// Rung by pollers; the dispatcher sleeps on it.
@@ -256,8 +257,9 @@ impl SlowPath {
         let mut sources = self.sources();
         let waiting = sources.iter_mut().flat_map(|source| std::iter::from_fn(|| source.pop()));
         for job in taken.chain(waiting) {
-            self.shared.ended[job.class].abandoned.fetch_add(1, Ordering::Relaxed);
-            job.source.answer(job.ticket, job.class, Outcome::Abandoned);
+            let class = job.class();
+            self.shared.ended[class].abandoned.fetch_add(1, Ordering::Relaxed);
+            job.source.answer(job.ticket, class, Outcome::Abandoned);
         }
     }
 }

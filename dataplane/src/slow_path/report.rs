@@ -86,8 +86,8 @@ impl SlowPath {
             let ended = &shared.ended[index];
             let (done, panicked) = (load(&ended.done), load(&ended.panicked));
             let (abandoned, overdue) = (load(&ended.abandoned), load(&ended.overdue));
-            let refused = sources.iter().map(|entry| entry.source.refused[index].get()).sum();
-            let submitted = sources.iter().map(|entry| entry.source.submitted[index].get()).sum();
+            let refused = sources.iter().map(|entry| entry.source.counts[index].refused.get()).sum();
+            let submitted = sources.iter().map(|entry| entry.source.counts[index].submitted.get()).sum();
             let name = shared.config.classes[index].name.to_owned();
             SlowPathClassReport {
                 name,

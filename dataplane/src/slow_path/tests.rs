@@ -438,7 +438,7 @@ fn jobs_may_be_stopped_anywhere() {
     let shared = Arc::new(Mutex::new(Vec::new()));
     for number in 0..8_usize {
         let (slow, shared) = (Arc::downgrade(&slow), Arc::clone(&shared));
-        let mut onwards = slow.upgrade().unwrap().submitter().unwrap();
+        let mut onwards = Box::new(slow.upgrade().unwrap().submitter().unwrap());
         let job = move || {
             let mut last = 0;
             let mut answered = 0;

@@ -47,7 +47,8 @@ pub(super) fn start(
 }
 
 fn run(shared: &Shared, seat: &Seat, job: Pending) {
-    let Pending { task, class, source, ticket } = job;
+    let class = job.class();
+    let Pending { task, source, ticket } = job;
     seat.enter_job();
     let ended = catch_unwind(AssertUnwindSafe(|| task.run()));
     // All that can allocate or free is done as the job's.

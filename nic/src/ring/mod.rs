@@ -5,6 +5,8 @@
 
 #[cfg(not(loom))]
 mod batch;
+#[cfg(not(loom))]
+mod place;
 mod slots;
 pub mod spsc;
 mod sync;
