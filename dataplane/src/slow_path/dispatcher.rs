@@ -80,6 +80,7 @@ impl Dispatcher {
                     admitted += shared.gate.admit(jobs);
                 }
             }
+            shared.hosts.iter().for_each(|host| host.rouse());
             let (wanted, busy) = shared.gate.interest();
             let now = sys::now_ns();
             if busy || admitted > 0 {
@@ -90,6 +91,7 @@ impl Dispatcher {
                 ticks += 1;
                 let look = self.switches.is_none() || ticks.is_multiple_of(LOOK_TICKS);
                 shared.gate.tick(look, &mut self.stop, &mut self.overdue);
+                self.look_at_fibers(now);
                 self.tell();
             }
             self.stop.drain(..).for_each(sys::signal);
@@ -117,6 +119,20 @@ impl Dispatcher {
         self.found.sort_unstable_by_key(|switch| switch.time_ns);
         self.shared.gate.saw(&self.found, |tid| self.seats.get(&tid).copied(), &mut self.stop);
         self.found.clear();
+    }
+
+    /// Those that run and do not let others go on.
+    fn look_at_fibers(&mut self, now_ns: u64) {
+        for host in self.shared.hosts.iter() {
+            let class = host.class();
+            let bound = self.shared.config.classes[class].report_after;
+            let bound_ns = u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX);
+            if self.overdue.len() < self.overdue.capacity()
+                && let Some(age_ns) = host.overdue_ns(now_ns, bound_ns)
+            {
+                self.overdue.push(Overdue { class, fiber: true, tid: 0, age_ns, blocked: false });
+            }
+        }
     }
 
     fn tell(&mut self) {

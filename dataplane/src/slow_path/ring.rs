@@ -65,20 +65,43 @@ impl Task {
     where
         F: FnOnce() -> Message + Send + 'static,
     {
-        const {
-            assert!(size_of::<F>() <= JOB_BYTES, "the job captures more than JOB_BYTES: box it beforehand");
-            assert!(align_of::<F>() <= JOB_ALIGN, "the job's captures are aligned to more than 16 bytes");
-        }
         let Some(place) = ring.place() else { return Err(job) };
-        // SAFETY: a place for a task. Room and alignment for the closure were asserted when this was compiled, and all three fields are written.
+        // SAFETY: a place for a task, and it is written.
         unsafe {
-            (&raw mut (*place).storage).cast::<F>().write(job);
-            (&raw mut (*place).calls).write(CallsOf::<F>::CALLS);
-            (&raw mut (*place).class).write(class);
+            Self::write(place, class, job);
             ring.publish();
         }
         ring.fetch_ahead(AHEAD);
         Ok(())
+    }
+
+    /// One that comes by no ring.
+    pub(super) fn new<F: FnOnce() -> Message + Send + 'static>(class: u8, job: F) -> Self {
+        let mut task = MaybeUninit::uninit();
+        // SAFETY: room for one, which is written.
+        unsafe {
+            Self::write(task.as_mut_ptr(), class, job);
+            task.assume_init()
+        }
+    }
+
+    /// # Safety
+    /// `place` has room for a task; one is there afterwards.
+    #[inline(always)]
+    unsafe fn write<F>(place: *mut Self, class: u8, job: F)
+    where
+        F: FnOnce() -> Message + Send + 'static,
+    {
+        const {
+            assert!(size_of::<F>() <= JOB_BYTES, "the job captures more than JOB_BYTES: box it beforehand");
+            assert!(align_of::<F>() <= JOB_ALIGN, "the job's captures are aligned to more than 16 bytes");
+        }
+        // SAFETY: room by the caller's word. Size and alignment of the closure were asserted when this was compiled, and all three fields are written.
+        unsafe {
+            (&raw mut (*place).storage).cast::<F>().write(job);
+            (&raw mut (*place).calls).write(CallsOf::<F>::CALLS);
+            (&raw mut (*place).class).write(class);
+        }
     }
 
     /// The place of its class in the configuration.

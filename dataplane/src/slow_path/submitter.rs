@@ -1,6 +1,7 @@
 //! How jobs come and replies go: a pair of bounded rings for each submitter, without a lock, an allocation or a system call.
 #![forbid(unsafe_code)]
 
+use super::fiber::Host;
 use super::ring::{Message, Task};
 use super::thread::Unstopped;
 use crossbeam_queue::ArrayQueue;
@@ -71,13 +72,23 @@ pub(super) struct Entry {
 /// A job that waits for its turn, and knows whom to answer.
 pub(super) struct Pending {
     pub(super) task: Task,
-    pub(super) source: Arc<Source>,
-    pub(super) ticket: Ticket,
+    pub(super) from: From,
+}
+
+/// Where a job comes from.
+pub(super) enum From {
+    Submitter(Arc<Source>, Ticket),
+    /// It runs a class's fibers. Nobody waits for its end, and it is not counted as a job.
+    Fibers(Arc<Host>),
 }
 
 impl Pending {
     pub(super) fn class(&self) -> usize {
         self.task.class()
+    }
+
+    pub(super) fn is_host(&self) -> bool {
+        matches!(self.from, From::Fibers(_))
     }
 }
 
@@ -86,7 +97,7 @@ impl Entry {
         let task = self.jobs.pop()?;
         let ticket = Ticket(self.next);
         self.next += 1;
-        Some(Pending { task, source: Arc::clone(&self.source), ticket })
+        Some(Pending { task, from: From::Submitter(Arc::clone(&self.source), ticket) })
     }
 
     pub(super) fn is_empty(&self) -> bool {

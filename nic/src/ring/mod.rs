@@ -5,10 +5,12 @@
 
 #[cfg(not(loom))]
 mod batch;
+mod marks;
 #[cfg(not(loom))]
 mod place;
 mod slots;
 pub mod spsc;
 mod sync;
 
+pub use marks::Marks;
 pub use spsc::{Consumer, Observer, Producer, ring};
