@@ -2,12 +2,11 @@
 #![forbid(unsafe_code)]
 
 use super::fiber::Host;
-use super::ring::{Message, Task};
+use super::ring::{Consumer, Message, Producer, Task, ring};
 use super::thread::Unstopped;
 use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
 use nic::Counter;
-use nic::ring::{Consumer, Producer, ring};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -63,7 +62,7 @@ pub(super) struct Source {
 
 /// The slow path's end of a submitter.
 pub(super) struct Entry {
-    jobs: Consumer<Task>,
+    jobs: Consumer,
     pub(super) source: Arc<Source>,
     /// Jobs come in the order of their tickets, and so need not carry them.
     next: u64,
@@ -101,7 +100,7 @@ impl Entry {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.jobs.observer().is_empty()
+        self.jobs.is_empty()
     }
 }
 
@@ -119,12 +118,10 @@ impl Source {
 
 /// One thread's way into the slow path, and the replies' way back.
 pub struct Submitter {
-    jobs: Producer<Task>,
+    jobs: Producer,
     source: Arc<Source>,
     capacity: u64,
-    /// Jobs that were taken: the next one's ticket.
-    next: u64,
-    /// Of these, heard of again.
+    /// Of the jobs that were put in, those that were heard of again.
     answered: u64,
 }
 
@@ -134,7 +131,7 @@ impl Submitter {
         let (producer, jobs) = ring(capacity);
         let source = Arc::new(source);
         let entry = Entry { jobs, source: Arc::clone(&source), next: 0 };
-        (Self { jobs: producer, source, capacity: capacity as u64, next: 0, answered: 0 }, entry)
+        (Self { jobs: producer, source, capacity: capacity as u64, answered: 0 }, entry)
     }
 
     /// Has a job run by the slow path. Never waits, allocates or makes a system call; a job that captures more than
@@ -152,17 +149,14 @@ impl Submitter {
         let source = &*self.source;
         let counts = &source.counts[class.0];
         counts.submitted.add(1);
-        if self.next - self.answered >= self.capacity || source.closed.load(Ordering::Relaxed) {
+        if self.jobs.pushed() - self.answered >= self.capacity || source.closed.load(Ordering::Relaxed) {
             counts.refused.add(1);
             return Err(Refused(job));
         }
         // There are 64 classes at the most. And there is room: no more are on their way than there are places.
-        match Task::push(&mut self.jobs, class.0 as u8, job) {
-            Ok(()) => {
-                let ticket = Ticket(self.next);
-                self.next += 1;
-                Ok(ticket)
-            }
+        let ticket = Ticket(self.jobs.pushed());
+        match self.jobs.push(class.0 as u8, job) {
+            Ok(()) => Ok(ticket),
             Err(job) => {
                 counts.refused.add(1);
                 Err(Refused(job))
@@ -173,7 +167,7 @@ impl Submitter {
     /// The next reply, in the order in which jobs ended. Two loads where there is none.
     #[inline]
     pub fn poll(&mut self) -> Option<Reply> {
-        if self.next == self.answered {
+        if self.jobs.pushed() == self.answered {
             return None;
         }
         let reply = self.source.replies.pop()?;
@@ -183,6 +177,6 @@ impl Submitter {
 
     /// Jobs that are on their way.
     pub fn outstanding(&self) -> usize {
-        (self.next - self.answered) as usize
+        (self.jobs.pushed() - self.answered) as usize
     }
 }

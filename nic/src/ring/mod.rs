@@ -6,8 +6,6 @@
 #[cfg(not(loom))]
 mod batch;
 mod marks;
-#[cfg(not(loom))]
-mod place;
 mod slots;
 pub mod spsc;
 mod sync;

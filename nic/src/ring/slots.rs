@@ -91,13 +91,6 @@ impl<T> Slots<T> {
         self.places.as_ptr().cast_mut().cast()
     }
 
-    /// The address of place `index`.
-    #[cfg(not(loom))]
-    #[inline(always)]
-    pub(super) fn place(&self, index: usize) -> *mut T {
-        self.base().wrapping_add(index & (self.capacity() - 1))
-    }
-
     /// The address of place `index`, and how many of `count` come before the end.
     #[cfg(not(loom))]
     #[inline(always)]

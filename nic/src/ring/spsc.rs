@@ -123,31 +123,6 @@ impl<T: Send> Producer<T> {
         capacity - self.tail.wrapping_sub(self.head_seen)
     }
 
-    /// The next place, where it is free.
-    #[cfg(not(loom))]
-    #[inline(always)]
-    pub(super) fn free_place(&mut self) -> Option<*mut T> {
-        (self.room_for(1) > 0).then(|| self.shared.slots.place(self.tail))
-    }
-
-    /// The place so far beyond it, free or not.
-    #[cfg(not(loom))]
-    #[inline(always)]
-    pub(super) fn place_ahead(&self, ahead: usize) -> *mut T {
-        self.shared.slots.place(self.tail.wrapping_add(ahead))
-    }
-
-    /// Hands over the item that was written to the free place.
-    ///
-    /// # Safety
-    /// `free_place` gave that place since the tail was moved last, and an item was written there.
-    #[cfg(not(loom))]
-    #[inline(always)]
-    pub(super) unsafe fn advance(&mut self) {
-        self.tail = self.tail.wrapping_add(1);
-        self.shared.tail.store(self.tail, Ordering::Release);
-    }
-
     /// How many items fit at all.
     pub fn capacity(&self) -> usize {
         self.shared.slots.capacity()
