@@ -71,6 +71,8 @@ impl Dispatcher {
             // Before what it announces is looked at.
             shared.bell.store(0, Ordering::SeqCst);
             self.see();
+            // Those that woke up run without a slot: before anything else.
+            self.stop.drain(..).for_each(sys::signal);
             let mut admitted = 0;
             // Whoever has the lock may be waiting for the allocator, and so for a job that was stopped in it.
             if let Ok(mut sources) = shared.sources.try_lock() {
@@ -94,7 +96,6 @@ impl Dispatcher {
                 self.look_at_fibers(now);
                 self.tell();
             }
-            self.stop.drain(..).for_each(sys::signal);
             if shared.wanted.swap(u32::from(wanted), Ordering::Relaxed) == 0 && wanted {
                 sys::futex_wake(&shared.wanted, i32::MAX);
             }

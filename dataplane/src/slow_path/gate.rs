@@ -6,9 +6,9 @@
 
 use super::classes::{Classes, Next};
 use super::config::SlowPathConfig;
-use super::seat::{Seat, ThreadState};
+use super::seat::{Seat, ThreadState, Wakes};
 use super::submitter::Pending;
-use super::sys::now_ns;
+use super::sys::{self, now_ns};
 use hdrhistogram::Histogram;
 use isolation::trace::{Switch, SwitchKind};
 use std::mem;
@@ -52,25 +52,6 @@ struct Place {
     slot_free_ns: u64,
     last: Option<Switch>,
     kernel: Option<ThreadState>,
-}
-
-/// Seats to be woken when the lock is given back.
-#[derive(Default)]
-struct Wakes {
-    seats: [Option<&'static Seat>; 8],
-}
-
-impl Wakes {
-    fn add(&mut self, seat: &'static Seat) {
-        match self.seats.iter_mut().find(|place| place.is_none()) {
-            Some(place) => *place = Some(seat),
-            None => seat.wake(),
-        }
-    }
-
-    fn deliver(self) {
-        self.seats.into_iter().flatten().for_each(Seat::wake);
-    }
 }
 
 /// What the scheduler did, altogether.
@@ -364,7 +345,7 @@ impl Gate {
     }
 
     /// About every millisecond: caps, turns, jobs that are overdue. With `look`, also what nobody has told of: threads that block, and those
-    /// that go on.
+    /// that go on. Threads that must stop are in `stop` for the time in between.
     pub(super) fn tick(&self, look: bool, stop: &mut Vec<i32>, overdue: &mut Vec<Overdue>) {
         let now = now_ns();
         let mut inner = self.lock();
@@ -419,7 +400,11 @@ impl Gate {
                 }
             }
         }
-        Self::unlock(inner);
+        let wakes = mem::take(&mut inner.wakes);
+        drop(inner);
+        // Whose turn is over stops before the next one starts.
+        stop.drain(..).for_each(sys::signal);
+        wakes.deliver();
     }
 
     /// Whether a slot that is given up would be of use to somebody, so that it is worth looking for; and whether anything is under way.

@@ -207,6 +207,17 @@ impl Producer {
         Ok(())
     }
 
+    /// Takes the next place's line back from whoever looks whether there is a job in it, so that the next job need not wait for that. It is a store, for
+    /// CPUs take a line that they still share for fetched already.
+    #[inline(always)]
+    pub(super) fn take_line(&self) {
+        let place = self.shared.place(self.pushed);
+        // Where the ring is full it has a job.
+        if self.pushed - self.taken_seen < self.shared.places.len() as u64 {
+            place.class.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Jobs put in so far.
     #[inline(always)]
     pub(super) fn pushed(&self) -> u64 {

@@ -164,9 +164,10 @@ impl Submitter {
         }
     }
 
-    /// The next reply, in the order in which jobs ended. Two loads where there is none.
+    /// The next reply, in the order in which jobs ended. A few loads and a store where there is none.
     #[inline]
     pub fn poll(&mut self) -> Option<Reply> {
+        self.jobs.take_line();
         if self.jobs.pushed() == self.answered {
             return None;
         }
