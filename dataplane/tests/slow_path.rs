@@ -152,6 +152,8 @@ fn what_cannot_be_is_refused_in_words() {
         SlowPathConfig { threads: 0, ..SlowPathConfig::default() },
         SlowPathConfig { threads: 2, slots: 3, ..SlowPathConfig::default() },
         SlowPathConfig { capacity: 0, ..SlowPathConfig::default() },
+        SlowPathConfig { fibers: 1_000_000, ..SlowPathConfig::default() },
+        SlowPathConfig { fiber_stack_bytes: 4096, ..SlowPathConfig::default() },
         SlowPathConfig { classes: Vec::new(), ..SlowPathConfig::default() },
         SlowPathConfig {
             classes: vec![ClassConfig { weight: 0, ..class.clone() }],

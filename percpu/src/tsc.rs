@@ -23,6 +23,28 @@ pub fn now() -> u64 {
     }
 }
 
+/// Reads the counter when all that comes before has been done, and before anything that comes after: for what is so short that the CPU would
+/// do it before or after its own measurement. Stores may still be on their way to memory.
+#[inline(always)]
+pub fn now_in_order() -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        fence();
+        let now = now();
+        fence();
+        now
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    now()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn fence() {
+    // SAFETY: LFENCE is of SSE2, which every x86-64 CPU has. It only waits.
+    unsafe { core::arch::x86_64::_mm_lfence() }
+}
+
 /// Counter ticks a second, measured once a process against the monotonic clock (takes 20 ms).
 pub fn frequency_hz() -> u64 {
     static FREQUENCY: OnceLock<u64> = OnceLock::new();

@@ -26,7 +26,9 @@ pub(super) struct Class<J> {
     fresh_is_next: bool,
     /// Jobs that have begun and not ended.
     pub(super) under_way: usize,
-    /// Of these, those with a slot.
+    /// Of these, those that run fibers.
+    pub(super) hosts: usize,
+    /// Of all, those with a slot.
     pub(super) running: usize,
     pub(super) cpu_ns: u64,
 }
@@ -94,9 +96,11 @@ impl<J> Classes<J> {
             bucket_ns: config.cap.unwrap_or(0.0) * BUCKET_NS,
             ready: VecDeque::with_capacity(threads),
             stopped: VecDeque::with_capacity(threads),
-            fresh: VecDeque::new(),
+            // For the one that runs fibers; whoever brings others makes room for them.
+            fresh: VecDeque::with_capacity(1),
             fresh_is_next: true,
             under_way: 0,
+            hosts: 0,
             running: 0,
             cpu_ns: 0,
             config: config.clone(),

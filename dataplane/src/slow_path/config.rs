@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::error::Error;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// A class of jobs: what shares a weight, a cap and a bound.
@@ -44,6 +45,10 @@ pub struct SlowPathConfig {
     pub slots: usize,
     /// Jobs of one submitter that are on their way; further ones are refused.
     pub capacity: usize,
+    /// Fibers of all classes together, at the most; further ones are refused.
+    pub fibers: usize,
+    /// The stack of each fiber, in bytes, in pages. Below it is a page that ends the process when it is touched.
+    pub fiber_stack_bytes: usize,
     /// How it sees that jobs block.
     pub detection: Detection,
     /// The classes; [`Class`](super::Class) is the place in this list.
@@ -56,6 +61,8 @@ impl Default for SlowPathConfig {
             threads: 64,
             slots: 0,
             capacity: 256,
+            fibers: 10_000,
+            fiber_stack_bytes: 64 << 10,
             detection: Detection::Trace,
             classes: vec![ClassConfig::new("default")],
         }
@@ -66,6 +73,9 @@ impl Default for SlowPathConfig {
 const MOST_THREADS: usize = 1024;
 const MOST_CAPACITY: usize = 1 << 16;
 const MOST_CLASSES: usize = 64;
+/// Each fiber's stack takes two of the memory maps that a process may have (65530, `vm.max_map_count`).
+const MOST_FIBERS: usize = 30_000;
+const STACK_BYTES: RangeInclusive<usize> = 16 << 10..=8 << 20;
 
 impl SlowPathConfig {
     /// Says what is wrong, in words.
@@ -82,6 +92,15 @@ impl SlowPathConfig {
         }
         if !(1..=MOST_CLASSES).contains(&self.classes.len()) {
             return refuse(format!("{} classes: choose 1 to {MOST_CLASSES}", self.classes.len()));
+        }
+        if self.fibers > MOST_FIBERS || !STACK_BYTES.contains(&self.fiber_stack_bytes) {
+            return refuse(format!(
+                "{} fibers with stacks of {} bytes: choose at most {MOST_FIBERS}, and {} to {} bytes",
+                self.fibers,
+                self.fiber_stack_bytes,
+                STACK_BYTES.start(),
+                STACK_BYTES.end()
+            ));
         }
         for class in &self.classes {
             let cap_is_right = class.cap.is_none_or(|cap| cap.is_finite() && (0.001..=1024.0).contains(&cap));

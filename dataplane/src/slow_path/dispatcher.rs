@@ -71,6 +71,8 @@ impl Dispatcher {
             // Before what it announces is looked at.
             shared.bell.store(0, Ordering::SeqCst);
             self.see();
+            // Those that woke up run without a slot: before anything else.
+            self.stop.drain(..).for_each(sys::signal);
             let mut admitted = 0;
             // Whoever has the lock may be waiting for the allocator, and so for a job that was stopped in it.
             if let Ok(mut sources) = shared.sources.try_lock() {
@@ -80,6 +82,7 @@ impl Dispatcher {
                     admitted += shared.gate.admit(jobs);
                 }
             }
+            shared.hosts.iter().for_each(|host| host.rouse());
             let (wanted, busy) = shared.gate.interest();
             let now = sys::now_ns();
             if busy || admitted > 0 {
@@ -90,9 +93,9 @@ impl Dispatcher {
                 ticks += 1;
                 let look = self.switches.is_none() || ticks.is_multiple_of(LOOK_TICKS);
                 shared.gate.tick(look, &mut self.stop, &mut self.overdue);
+                self.look_at_fibers(now);
                 self.tell();
             }
-            self.stop.drain(..).for_each(sys::signal);
             if shared.wanted.swap(u32::from(wanted), Ordering::Relaxed) == 0 && wanted {
                 sys::futex_wake(&shared.wanted, i32::MAX);
             }
@@ -117,6 +120,20 @@ impl Dispatcher {
         self.found.sort_unstable_by_key(|switch| switch.time_ns);
         self.shared.gate.saw(&self.found, |tid| self.seats.get(&tid).copied(), &mut self.stop);
         self.found.clear();
+    }
+
+    /// Those that run and do not let others go on.
+    fn look_at_fibers(&mut self, now_ns: u64) {
+        for host in self.shared.hosts.iter() {
+            let class = host.class();
+            let bound = self.shared.config.classes[class].report_after;
+            let bound_ns = u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX);
+            if self.overdue.len() < self.overdue.capacity()
+                && let Some(age_ns) = host.overdue_ns(now_ns, bound_ns)
+            {
+                self.overdue.push(Overdue { class, fiber: true, tid: 0, age_ns, blocked: false });
+            }
+        }
     }
 
     fn tell(&mut self) {

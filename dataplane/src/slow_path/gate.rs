@@ -6,9 +6,9 @@
 
 use super::classes::{Classes, Next};
 use super::config::SlowPathConfig;
-use super::seat::{Seat, ThreadState};
+use super::seat::{Seat, ThreadState, Wakes};
 use super::submitter::Pending;
-use super::sys::now_ns;
+use super::sys::{self, now_ns};
 use hdrhistogram::Histogram;
 use isolation::trace::{Switch, SwitchKind};
 use std::mem;
@@ -45,30 +45,13 @@ struct Place {
     granted_ns: u64,
     began_ns: u64,
     overdue: bool,
+    /// What it runs are fibers.
+    is_host: bool,
     job: Option<Pending>,
     /// When the slot that it got was given up.
     slot_free_ns: u64,
     last: Option<Switch>,
     kernel: Option<ThreadState>,
-}
-
-/// Seats to be woken when the lock is given back.
-#[derive(Default)]
-struct Wakes {
-    seats: [Option<&'static Seat>; 8],
-}
-
-impl Wakes {
-    fn add(&mut self, seat: &'static Seat) {
-        match self.seats.iter_mut().find(|place| place.is_none()) {
-            Some(place) => *place = Some(seat),
-            None => seat.wake(),
-        }
-    }
-
-    fn deliver(self) {
-        self.seats.into_iter().flatten().for_each(Seat::wake);
-    }
 }
 
 /// What the scheduler did, altogether.
@@ -85,6 +68,8 @@ pub(super) struct Tally {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Overdue {
     pub(super) class: usize,
+    /// And not a job: a fiber that does not let others go on.
+    pub(super) fiber: bool,
     pub(super) tid: i32,
     pub(super) age_ns: u64,
     pub(super) blocked: bool,
@@ -95,6 +80,8 @@ struct Inner {
     idle: Vec<usize>,
     slots: usize,
     running: usize,
+    /// Hosts of fibers of which none can go on.
+    parked: usize,
     classes: Classes<Pending>,
     wakes: Wakes,
     tally: Tally,
@@ -154,6 +141,7 @@ impl Inner {
                 (Some(Next::Job(job)), Some(index)) => {
                     self.idle.pop();
                     entry.under_way += 1;
+                    entry.hosts += usize::from(job.is_host());
                     (index, Some(job))
                 }
                 _ => return,
@@ -162,11 +150,15 @@ impl Inner {
             self.running += 1;
             self.tally.most_running = self.tally.most_running.max(self.running);
             let place = &mut self.places[index];
-            if job.is_some() {
+            if let Some(job) = &job {
                 place.class = class;
+                place.is_host = job.is_host();
                 place.charged_ns = place.seat.cpu_ns();
                 place.began_ns = now;
                 place.overdue = false;
+            }
+            // One that has a job has not had the time to take it; others have none.
+            if job.is_some() {
                 place.job = job;
             }
             place.state = State::Running;
@@ -191,6 +183,7 @@ impl Gate {
             granted_ns: 0,
             began_ns: 0,
             overdue: false,
+            is_host: false,
             job: None,
             slot_free_ns: 0,
             last: None,
@@ -206,6 +199,7 @@ impl Gate {
             idle: (0..seats.len()).rev().collect(),
             slots,
             running: 0,
+            parked: 0,
             classes: Classes::new(&config.classes, seats.len(), now_ns()),
             wakes: Wakes::default(),
             tally: Tally::default(),
@@ -266,8 +260,10 @@ impl Gate {
         let mut inner = self.lock();
         inner.leave(index, State::Idle);
         let place = &inner.places[index];
-        let (class, seat) = (place.class, place.seat);
-        inner.classes.list[class].under_way -= 1;
+        let (class, seat, is_host) = (place.class, place.seat, place.is_host);
+        let own = &mut inner.classes.list[class];
+        own.under_way -= 1;
+        own.hosts -= usize::from(is_host);
         if !inner.stopping {
             seat.hold();
         }
@@ -282,6 +278,7 @@ impl Gate {
         let mut inner = self.lock();
         inner.leave(index, State::Wrapped);
         inner.tally.wrapped += 1;
+        inner.parked += usize::from(inner.places[index].is_host);
         inner.dispatch(now, now);
         Self::unlock(inner);
     }
@@ -289,17 +286,21 @@ impl Gate {
     /// On a thread: that is over. The seat says when it may go on.
     pub(super) fn unblock(&self, index: usize) {
         let mut inner = self.lock();
+        inner.parked -= usize::from(inner.places[index].is_host);
         inner.queue(index, false);
         inner.dispatch(now_ns(), 0);
         Self::unlock(inner);
     }
 
-    /// Jobs have come.
+    /// Jobs have come. Says how many were taken: none at the end.
     pub(super) fn admit(&self, jobs: impl Iterator<Item = Pending>) -> usize {
         let mut inner = self.lock();
+        if inner.stopping {
+            return 0;
+        }
         let mut count = 0;
         for job in jobs {
-            inner.classes.push_fresh(job.class, job);
+            inner.classes.push_fresh(job.class(), job);
             count += 1;
         }
         if count > 0 {
@@ -344,7 +345,7 @@ impl Gate {
     }
 
     /// About every millisecond: caps, turns, jobs that are overdue. With `look`, also what nobody has told of: threads that block, and those
-    /// that go on.
+    /// that go on. Threads that must stop are in `stop` for the time in between.
     pub(super) fn tick(&self, look: bool, stop: &mut Vec<i32>, overdue: &mut Vec<Overdue>) {
         let now = now_ns();
         let mut inner = self.lock();
@@ -373,11 +374,13 @@ impl Gate {
             let age_ns = now.saturating_sub(place.began_ns);
             let bound = inner.classes.list[place.class].config.report_after;
             let place = &mut inner.places[index];
-            let late = !place.overdue && u128::from(age_ns) > bound.as_nanos();
+            // Fibers are looked at one by one.
+            let late = !place.is_host && !place.overdue && u128::from(age_ns) > bound.as_nanos();
             if late && overdue.len() < overdue.capacity() {
                 place.overdue = true;
                 let blocked = matches!(place.state, State::Blocked | State::Wrapped);
-                overdue.push(Overdue { class: place.class, tid: place.seat.tid(), age_ns, blocked });
+                let tid = place.seat.tid();
+                overdue.push(Overdue { class: place.class, fiber: false, tid, age_ns, blocked });
             }
         }
         inner.dispatch(now, free);
@@ -397,14 +400,19 @@ impl Gate {
                 }
             }
         }
-        Self::unlock(inner);
+        let wakes = mem::take(&mut inner.wakes);
+        drop(inner);
+        // Whose turn is over stops before the next one starts.
+        stop.drain(..).for_each(sys::signal);
+        wakes.deliver();
     }
 
     /// Whether a slot that is given up would be of use to somebody, so that it is worth looking for; and whether anything is under way.
     pub(super) fn interest(&self) -> (bool, bool) {
         let inner = self.lock();
         let waits = inner.running > 0 && inner.classes.has_work(!inner.idle.is_empty());
-        (waits, inner.idle.len() < inner.places.len() || inner.classes.has_work(true))
+        let idle = inner.idle.len() + inner.parked;
+        (waits, idle < inner.places.len() || inner.classes.has_work(true))
     }
 
     /// The end: nobody waits for a slot any more. Jobs that have not begun are handed out, one at a time.
@@ -435,11 +443,11 @@ impl Gate {
         self.lock().tally
     }
 
-    /// CPU time of a class, in nanoseconds, and its jobs under way.
+    /// CPU time of a class, in nanoseconds, and its jobs under way, without the one that is its fibers.
     pub(super) fn class(&self, class: usize) -> (u64, usize) {
         let inner = self.lock();
         let class = &inner.classes.list[class];
-        (class.cpu_ns, class.under_way)
+        (class.cpu_ns, class.under_way - class.hosts)
     }
 
     /// The median time from a block to its being seen, by the kernel's records.

@@ -7,6 +7,7 @@
 mod classes;
 mod config;
 mod dispatcher;
+mod fiber;
 mod gate;
 mod poller;
 mod report;
@@ -17,6 +18,7 @@ mod sys;
 mod thread;
 
 pub use config::{ClassConfig, Detection, SlowPathConfig};
+pub use fiber::{Event, Fiber, Woken};
 pub use report::{SlowPathClassReport, SlowPathReport};
 pub use ring::{JOB_BYTES, Message};
 pub use submitter::{Class, Outcome, Refused, Reply, Submitter, Ticket};
@@ -24,19 +26,23 @@ pub use thread::blocking;
 
 use crate::error::Error;
 use crossbeam_queue::ArrayQueue;
+use crossbeam_utils::CachePadded;
 use dispatcher::Dispatcher;
+use fiber::Hosts;
 use gate::{Gate, Overdue};
 use isolation::trace::Switches;
 use percpu::CpuList;
 use poller::Pollers;
+use ring::Task;
 use seat::{Seat, ThreadState};
 use std::fmt;
 use std::io;
+use std::iter;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use submitter::{Entry, Source};
+use submitter::{Entry, From, Pending, Source};
 use thread::Unstopped;
 
 /// The most submitters that there can be.
@@ -65,9 +71,10 @@ struct Shared {
     ended: Vec<Ended>,
     /// The dispatcher never waits for it.
     sources: Mutex<Vec<Entry>>,
+    hosts: Hosts,
     overdue: ArrayQueue<Overdue>,
     /// No more submissions.
-    closed: Arc<AtomicBool>,
+    closed: Arc<CachePadded<AtomicBool>>,
     /// The dispatcher's and the pollers' end.
     stop: AtomicBool,
     /// Rung by pollers; the dispatcher sleeps on it.
@@ -111,15 +118,17 @@ impl SlowPath {
         // Threads whose jobs never return outlive everything, and their signal handler looks at their seat.
         let seats: Vec<&'static Seat> =
             (0..config.threads).map(|index| &*Box::leak(Box::new(Seat::new(index)))).collect();
+        let closed = Arc::default();
         let shared = Arc::new(Shared {
             slots,
+            hosts: Hosts::new(&config, &closed),
+            closed,
             cpus: cpus.clone(),
             gate: Gate::new(&config, slots, &seats),
             seats,
             ended: config.classes.iter().map(|_| Ended::default()).collect(),
             sources: Mutex::new(Vec::with_capacity(MOST_SUBMITTERS)),
             overdue: ArrayQueue::new(64),
-            closed: Arc::default(),
             stop: AtomicBool::new(false),
             bell: AtomicU32::new(0),
             wanted: AtomicU32::new(0),
@@ -190,7 +199,8 @@ impl SlowPath {
         let source = Source::new(capacity, classes, Arc::clone(&shared.closed));
         let (submitter, entry) = Submitter::pair(source, capacity);
         let before = self.sources().len();
-        shared.gate.reserve(classes, capacity * (before + 1));
+        // And for the one that runs a class's fibers.
+        shared.gate.reserve(classes, capacity * (before + 1) + 1);
         let mut sources = self.sources();
         if sources.len() != before || before == MOST_SUBMITTERS {
             let why = "slow path: make submitters one after another, and no more than 256";
@@ -198,6 +208,39 @@ impl SlowPath {
         }
         sources.push(entry);
         Ok(submitter)
+    }
+
+    /// Starts a fiber of this class: a job that only computes, or waits by what it is given, of which there can be ten thousand. Gives it back where
+    /// there are as many as there may be, no memory for its stack, no such class, or the slow path is closed.
+    ///
+    /// For any thread but a worker's: it makes memory, and system calls for that.
+    pub fn spawn_fiber<F>(&self, class: Class, body: F) -> Result<(), Refused<F>>
+    where
+        F: FnOnce(&Fiber<'_>) + Send + 'static,
+    {
+        let _unstopped = Unstopped::begin();
+        let shared = &*self.shared;
+        let Some(host) = shared.hosts.of(class.0) else { return Err(Refused(body)) };
+        if shared.hosts.spawn(host, body).map_err(Refused)? {
+            let (own, name) = (Arc::clone(host), shared.config.classes[class.0].name);
+            // There are 64 classes at the most.
+            let task = Task::new(class.0 as u8, move || {
+                own.run(name);
+                [0; 4]
+            });
+            let job = Pending { task, from: From::Fibers(Arc::clone(host)) };
+            if shared.gate.admit(iter::once(job)) == 0 {
+                host.has_ended();
+            }
+        }
+        Ok(())
+    }
+
+    /// An event for fibers of this class to wait for. There may be twice as many as fibers, in each class.
+    pub fn event(&self, class: Class) -> Result<Event, Error> {
+        let _unstopped = Unstopped::begin();
+        let event = self.shared.hosts.of(class.0).and_then(|host| host.event());
+        event.ok_or_else(|| Error::Configuration("slow path: no such class, or too many events".into()))
     }
 
     fn sources(&self) -> std::sync::MutexGuard<'_, Vec<Entry>> {
@@ -209,14 +252,15 @@ impl SlowPath {
     pub fn close(&self) -> usize {
         let _unstopped = Unstopped::begin();
         let shared = &*self.shared;
-        shared.closed.store(true, Ordering::Relaxed);
+        shared.closed.store(true, Ordering::SeqCst);
         let helpers = self.helpers.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut helpers) = helpers else { return 0 };
         let started = Instant::now();
         // Only where there is a dispatcher do jobs move.
         while helpers.dispatcher.is_some() && started.elapsed() < END {
             let waiting = self.sources().iter().any(|source| !source.is_empty());
-            if !waiting && !shared.gate.interest().1 {
+            let fibers = shared.hosts.iter().any(|host| host.is_under_way());
+            if !waiting && !fibers && !shared.gate.interest().1 {
                 break;
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -247,6 +291,12 @@ impl SlowPath {
                 );
             }
         }
+        for host in shared.hosts.iter().filter(|host| host.is_under_way()) {
+            tracing::error!(
+                "slow path: a fiber of class {} does not end, and is left alone with all of its class",
+                shared.config.classes[host.class()].name
+            );
+        }
         left
     }
 
@@ -256,8 +306,16 @@ impl SlowPath {
         let mut sources = self.sources();
         let waiting = sources.iter_mut().flat_map(|source| std::iter::from_fn(|| source.pop()));
         for job in taken.chain(waiting) {
-            self.shared.ended[job.class].abandoned.fetch_add(1, Ordering::Relaxed);
-            job.source.answer(job.ticket, job.class, Outcome::Abandoned);
+            let class = job.class();
+            let (source, ticket) = match job.from {
+                From::Submitter(source, ticket) => (source, ticket),
+                From::Fibers(host) => {
+                    host.has_ended();
+                    continue;
+                }
+            };
+            self.shared.ended[class].abandoned.fetch_add(1, Ordering::Relaxed);
+            source.answer(ticket, class, Outcome::Abandoned);
         }
     }
 }

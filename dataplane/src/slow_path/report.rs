@@ -2,11 +2,11 @@
 #![forbid(unsafe_code)]
 
 use super::thread::Unstopped;
-use super::{Shared, SlowPath};
+use super::{Shared, SlowPath, fiber};
 use serde::Serialize;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -30,8 +30,20 @@ pub struct SlowPathClassReport {
     pub abandoned: u64,
     /// Begun, and not ended.
     pub under_way: usize,
-    /// Took longer than the class's bound, whether they returned later or not.
+    /// Took longer than the class's bound, whether they returned later or not; and times that a fiber ran on for longer.
     pub overdue: u64,
+    /// Fibers that were to be started: the sum of those below.
+    pub fibers_spawned: u64,
+    /// Of these, not taken: there were too many.
+    pub fibers_refused: u64,
+    /// Returned.
+    pub fibers_done: u64,
+    /// Panicked.
+    pub fibers_panicked: u64,
+    /// Unwound where they waited, or not begun, when the slow path was closed.
+    pub fibers_unwound: u64,
+    /// Not ended.
+    pub fibers_under_way: u64,
     /// CPU time, in nanoseconds.
     pub cpu_ns: u64,
 }
@@ -86,9 +98,19 @@ impl SlowPath {
             let ended = &shared.ended[index];
             let (done, panicked) = (load(&ended.done), load(&ended.panicked));
             let (abandoned, overdue) = (load(&ended.abandoned), load(&ended.overdue));
-            let refused = sources.iter().map(|entry| entry.source.refused[index].get()).sum();
-            let submitted = sources.iter().map(|entry| entry.source.submitted[index].get()).sum();
+            let refused = sources.iter().map(|entry| entry.source.counts[index].refused.get()).sum();
+            let submitted = sources.iter().map(|entry| entry.source.counts[index].submitted.get()).sum();
             let name = shared.config.classes[index].name.to_owned();
+            let counts = shared.hosts.get(index).map(|host| &host.counts);
+            let fibers = |of: fn(&fiber::Counts) -> &AtomicU64| counts.map_or(0, |counts| load(of(counts)));
+            let fibers_ended = [
+                fibers(|c| &c.refused),
+                fibers(|c| &c.done),
+                fibers(|c| &c.panicked),
+                fibers(|c| &c.unwound),
+            ];
+            let fibers_spawned = fibers(|c| &c.spawned);
+            let [fibers_refused, fibers_done, fibers_panicked, fibers_unwound] = fibers_ended;
             SlowPathClassReport {
                 name,
                 submitted,
@@ -98,6 +120,12 @@ impl SlowPath {
                 abandoned,
                 under_way,
                 overdue,
+                fibers_spawned,
+                fibers_refused,
+                fibers_done,
+                fibers_panicked,
+                fibers_unwound,
+                fibers_under_way: fibers_spawned.saturating_sub(fibers_ended.iter().sum()),
                 cpu_ns,
             }
         };
@@ -130,6 +158,14 @@ pub(super) fn start_log(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
         loop {
             let ends = shared.stop.load(Ordering::Acquire);
             while let Some(overdue) = shared.overdue.pop() {
+                if overdue.fiber {
+                    tracing::warn!(
+                        "slow path: a fiber of class {} has run for {:.3} s, and all others of the class wait",
+                        shared.config.classes[overdue.class].name,
+                        overdue.age_ns as f64 / 1e9,
+                    );
+                    continue;
+                }
                 tracing::warn!(
                     "slow path: a job of class {} has not returned after {:.3} s: thread {} {}",
                     shared.config.classes[overdue.class].name,

@@ -70,6 +70,8 @@ impl Seat {
 
     /// From here on the thread runs a job's code, and may be stopped.
     pub(super) fn enter_job(&self) {
+        // Not a job's code yet, while it waits for a slot.
+        self.wait();
         self.in_job.store(true, Ordering::SeqCst);
         // An order whose signal came while it was not obeyed.
         self.wait();
@@ -90,6 +92,25 @@ impl Seat {
         if self.in_job.load(Ordering::SeqCst) {
             self.wait();
         }
+    }
+}
+
+/// Seats to be woken when the lock is given back.
+#[derive(Default)]
+pub(super) struct Wakes {
+    seats: [Option<&'static Seat>; 8],
+}
+
+impl Wakes {
+    pub(super) fn add(&mut self, seat: &'static Seat) {
+        match self.seats.iter_mut().find(|place| place.is_none()) {
+            Some(place) => *place = Some(seat),
+            None => seat.wake(),
+        }
+    }
+
+    pub(super) fn deliver(self) {
+        self.seats.into_iter().flatten().for_each(Seat::wake);
     }
 }
 

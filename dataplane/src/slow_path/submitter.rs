@@ -1,11 +1,12 @@
 //! How jobs come and replies go: a pair of bounded rings for each submitter, without a lock, an allocation or a system call.
 #![forbid(unsafe_code)]
 
-use super::ring::{Message, Task};
+use super::fiber::Host;
+use super::ring::{Consumer, Message, Producer, Task, ring};
 use super::thread::Unstopped;
 use crossbeam_queue::ArrayQueue;
+use crossbeam_utils::CachePadded;
 use nic::Counter;
-use nic::ring::{Consumer, Producer, ring};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -43,54 +44,70 @@ pub struct Reply {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused<F>(pub F);
 
+/// What a submitter counts of one class: on lines of its own, so that nobody else's writes take them away.
+#[derive(Default)]
+pub(super) struct Counts {
+    /// Refused ones too.
+    pub(super) submitted: Counter,
+    pub(super) refused: Counter,
+}
+
 /// What a submitter and the slow path share.
 pub(super) struct Source {
     pub(super) replies: ArrayQueue<Reply>,
-    /// For each class: how many were submitted, refused ones too, and how many were refused. The submitter writes them.
-    pub(super) submitted: Box<[Counter]>,
-    pub(super) refused: Box<[Counter]>,
-    pub(super) closed: Arc<AtomicBool>,
+    /// For each class; the submitter writes them.
+    pub(super) counts: Box<[CachePadded<Counts>]>,
+    pub(super) closed: Arc<CachePadded<AtomicBool>>,
 }
-
-/// A job on its way: two cache lines, whole.
-#[repr(align(128))]
-pub(super) struct Submitted {
-    task: Task,
-    class: usize,
-    ticket: Ticket,
-}
-
-const _: () = assert!(size_of::<Submitted>() == 128);
 
 /// The slow path's end of a submitter.
 pub(super) struct Entry {
-    pub(super) jobs: Consumer<Submitted>,
+    jobs: Consumer,
     pub(super) source: Arc<Source>,
+    /// Jobs come in the order of their tickets, and so need not carry them.
+    next: u64,
 }
 
 /// A job that waits for its turn, and knows whom to answer.
 pub(super) struct Pending {
     pub(super) task: Task,
-    pub(super) class: usize,
-    pub(super) source: Arc<Source>,
-    pub(super) ticket: Ticket,
+    pub(super) from: From,
+}
+
+/// Where a job comes from.
+pub(super) enum From {
+    Submitter(Arc<Source>, Ticket),
+    /// It runs a class's fibers. Nobody waits for its end, and it is not counted as a job.
+    Fibers(Arc<Host>),
+}
+
+impl Pending {
+    pub(super) fn class(&self) -> usize {
+        self.task.class()
+    }
+
+    pub(super) fn is_host(&self) -> bool {
+        matches!(self.from, From::Fibers(_))
+    }
 }
 
 impl Entry {
     pub(super) fn pop(&mut self) -> Option<Pending> {
-        let Submitted { task, class, ticket } = self.jobs.pop()?;
-        Some(Pending { task, class, source: Arc::clone(&self.source), ticket })
+        let task = self.jobs.pop()?;
+        let ticket = Ticket(self.next);
+        self.next += 1;
+        Some(Pending { task, from: From::Submitter(Arc::clone(&self.source), ticket) })
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.jobs.observer().is_empty()
+        self.jobs.is_empty()
     }
 }
 
 impl Source {
-    pub(super) fn new(capacity: usize, classes: usize, closed: Arc<AtomicBool>) -> Self {
-        let counters = || (0..classes).map(|_| Counter::default()).collect();
-        Self { replies: ArrayQueue::new(capacity), submitted: counters(), refused: counters(), closed }
+    pub(super) fn new(capacity: usize, classes: usize, closed: Arc<CachePadded<AtomicBool>>) -> Self {
+        let counts = (0..classes).map(|_| CachePadded::default()).collect();
+        Self { replies: ArrayQueue::new(capacity), counts, closed }
     }
 
     /// There is room: no more jobs are on their way than there are places.
@@ -101,12 +118,11 @@ impl Source {
 
 /// One thread's way into the slow path, and the replies' way back.
 pub struct Submitter {
-    jobs: Producer<Submitted>,
+    jobs: Producer,
     source: Arc<Source>,
-    capacity: usize,
-    next: u64,
-    /// Submitted, and not yet heard of.
-    outstanding: usize,
+    capacity: u64,
+    /// Of the jobs that were put in, those that were heard of again.
+    answered: u64,
 }
 
 impl Submitter {
@@ -114,8 +130,8 @@ impl Submitter {
     pub(super) fn pair(source: Source, capacity: usize) -> (Self, Entry) {
         let (producer, jobs) = ring(capacity);
         let source = Arc::new(source);
-        let entry = Entry { jobs, source: Arc::clone(&source) };
-        (Self { jobs: producer, source, capacity, next: 0, outstanding: 0 }, entry)
+        let entry = Entry { jobs, source: Arc::clone(&source), next: 0 };
+        (Self { jobs: producer, source, capacity: capacity as u64, answered: 0 }, entry)
     }
 
     /// Has a job run by the slow path. Never waits, allocates or makes a system call; a job that captures more than
@@ -131,32 +147,37 @@ impl Submitter {
         // A job may submit jobs; stopped halfway, it would hold up whoever takes them.
         let _unstopped = Unstopped::begin();
         let source = &*self.source;
-        source.submitted[class.0].add(1);
-        if self.outstanding >= self.capacity || source.closed.load(Ordering::Relaxed) {
-            source.refused[class.0].add(1);
+        let counts = &source.counts[class.0];
+        counts.submitted.add(1);
+        if self.jobs.pushed() - self.answered >= self.capacity || source.closed.load(Ordering::Relaxed) {
+            counts.refused.add(1);
             return Err(Refused(job));
         }
-        let ticket = Ticket(self.next);
-        // There is room: no more are outstanding than there are places.
-        let _ = self.jobs.push(Submitted { task: Task::new(job), class: class.0, ticket });
-        self.next += 1;
-        self.outstanding += 1;
-        Ok(ticket)
+        // There are 64 classes at the most. And there is room: no more are on their way than there are places.
+        let ticket = Ticket(self.jobs.pushed());
+        match self.jobs.push(class.0 as u8, job) {
+            Ok(()) => Ok(ticket),
+            Err(job) => {
+                counts.refused.add(1);
+                Err(Refused(job))
+            }
+        }
     }
 
-    /// The next reply, in the order in which jobs ended. Two loads where there is none.
+    /// The next reply, in the order in which jobs ended. A few loads and a store where there is none.
     #[inline]
     pub fn poll(&mut self) -> Option<Reply> {
-        if self.outstanding == 0 {
+        self.jobs.take_line();
+        if self.jobs.pushed() == self.answered {
             return None;
         }
         let reply = self.source.replies.pop()?;
-        self.outstanding -= 1;
+        self.answered += 1;
         Some(reply)
     }
 
     /// Jobs that are on their way.
     pub fn outstanding(&self) -> usize {
-        self.outstanding
+        (self.jobs.pushed() - self.answered) as usize
     }
 }

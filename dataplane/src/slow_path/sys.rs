@@ -137,7 +137,8 @@ pub(super) fn install_handler() -> io::Result<()> {
         let mut action: libc::sigaction = unsafe { mem::zeroed() };
         action.sa_sigaction = handler as *const () as usize;
         // What a job waits for in the kernel goes on afterwards, where the kernel can do that.
-        action.sa_flags = libc::SA_RESTART;
+        // And it runs on the stack that the standard library gives each thread for signals: a fiber's has no room for what the kernel saves.
+        action.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
         // SAFETY: the handler does only what a handler may.
         match unsafe { libc::sigaction(libc::SIGURG, &action, ptr::null_mut()) } {
             0 => None,

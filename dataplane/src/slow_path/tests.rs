@@ -10,17 +10,17 @@ use std::io::{Read, Write};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-fn start(config: SlowPathConfig) -> SlowPath {
+pub(super) fn start(config: SlowPathConfig) -> SlowPath {
     SlowPath::start(config, &Topology::read().unwrap().allowed).unwrap()
 }
 
-fn config(detection: Detection, threads: usize, slots: usize) -> SlowPathConfig {
+pub(super) fn config(detection: Detection, threads: usize, slots: usize) -> SlowPathConfig {
     SlowPathConfig { threads, slots, detection, capacity: 2000, ..SlowPathConfig::default() }
 }
 
 /// Replies until there are `count` of them.
 #[track_caller]
-fn replies(submitter: &mut Submitter, count: usize) -> Vec<Reply> {
+pub(super) fn replies(submitter: &mut Submitter, count: usize) -> Vec<Reply> {
     let started = Instant::now();
     let mut replies = Vec::new();
     while replies.len() < count {
@@ -34,15 +34,17 @@ fn replies(submitter: &mut Submitter, count: usize) -> Vec<Reply> {
 }
 
 #[track_caller]
-fn assert_accounted(report: &SlowPathReport) {
+pub(super) fn assert_accounted(report: &SlowPathReport) {
     for class in &report.classes {
         let ended = class.refused + class.done + class.panicked + class.abandoned + class.under_way as u64;
         assert_eq!(class.submitted, ended, "{class:?}");
+        let fibers = class.fibers_refused + class.fibers_done + class.fibers_panicked + class.fibers_unwound;
+        assert_eq!(class.fibers_spawned, fibers + class.fibers_under_way, "{class:?}");
     }
 }
 
 /// CPU time for so long, without a system call.
-fn compute(time: Duration) {
+pub(super) fn compute(time: Duration) {
     let started = Instant::now();
     while started.elapsed() < time {
         black_box(());
@@ -284,9 +286,10 @@ fn flood_is_fast(detection: Detection) {
             report.reused,
         );
         assert!(report.most_running <= report.slots + 1, "{report:?}");
-        // Jobs that are not wrapped run on when they wake up, until they are stopped.
+        // Jobs that are not wrapped run on when they wake up, until they are stopped; of wrapped ones this holds each time, whatever the machine does.
         let held = detection == Detection::Trace || flood.most_runnable <= report.slots + 1;
-        if ratio <= 1.2 && held {
+        assert!(held, "{} runnable at once, {report:?}", flood.most_runnable);
+        if ratio <= 1.2 {
             return;
         }
         told.push((ratio, flood.most_runnable));
@@ -438,7 +441,7 @@ fn jobs_may_be_stopped_anywhere() {
     let shared = Arc::new(Mutex::new(Vec::new()));
     for number in 0..8_usize {
         let (slow, shared) = (Arc::downgrade(&slow), Arc::clone(&shared));
-        let mut onwards = slow.upgrade().unwrap().submitter().unwrap();
+        let mut onwards = Box::new(slow.upgrade().unwrap().submitter().unwrap());
         let job = move || {
             let mut last = 0;
             let mut answered = 0;

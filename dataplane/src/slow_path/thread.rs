@@ -3,7 +3,7 @@
 
 use super::Shared;
 use super::seat::Seat;
-use super::submitter::{Outcome, Pending};
+use super::submitter::{From, Outcome, Pending};
 use super::sys;
 use std::any::Any;
 use std::cell::RefCell;
@@ -47,7 +47,8 @@ pub(super) fn start(
 }
 
 fn run(shared: &Shared, seat: &Seat, job: Pending) {
-    let Pending { task, class, source, ticket } = job;
+    let class = job.class();
+    let Pending { task, from } = job;
     seat.enter_job();
     let ended = catch_unwind(AssertUnwindSafe(|| task.run()));
     // All that can allocate or free is done as the job's.
@@ -62,6 +63,8 @@ fn run(shared: &Shared, seat: &Seat, job: Pending) {
         }
     };
     seat.leave_job();
+    // Fibers are counted one by one.
+    let From::Submitter(source, ticket) = from else { return };
     let counter = match outcome {
         Outcome::Done(_) => &shared.ended[class].done,
         _ => &shared.ended[class].panicked,
@@ -70,7 +73,7 @@ fn run(shared: &Shared, seat: &Seat, job: Pending) {
     source.answer(ticket, class, outcome);
 }
 
-fn words(panic: &(dyn Any + Send)) -> &str {
+pub(super) fn words(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }

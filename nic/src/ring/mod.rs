@@ -5,8 +5,10 @@
 
 #[cfg(not(loom))]
 mod batch;
+mod marks;
 mod slots;
 pub mod spsc;
 mod sync;
 
+pub use marks::Marks;
 pub use spsc::{Consumer, Observer, Producer, ring};
