@@ -4,9 +4,9 @@
 use super::fiber::Host;
 use super::ring::{Consumer, Message, Producer, Task, ring};
 use super::thread::Unstopped;
-use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
 use nic::Counter;
+use nic::ring::Mailbox;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -40,6 +40,28 @@ pub struct Reply {
     pub outcome: Outcome,
 }
 
+const REPLY_WORDS: usize = 6;
+
+impl Reply {
+    fn to_words(self) -> [u64; REPLY_WORDS] {
+        let (kind, [a, b, c, d]) = match self.outcome {
+            Outcome::Done(message) => (0, message),
+            Outcome::Panicked => (1, Message::default()),
+            Outcome::Abandoned => (2, Message::default()),
+        };
+        [self.ticket.0, (self.class.0 as u64) << 2 | kind, a, b, c, d]
+    }
+
+    fn from_words([ticket, kind, a, b, c, d]: [u64; REPLY_WORDS]) -> Self {
+        let outcome = match kind & 3 {
+            0 => Outcome::Done([a, b, c, d]),
+            1 => Outcome::Panicked,
+            _ => Outcome::Abandoned,
+        };
+        Self { ticket: Ticket(ticket), class: Class((kind >> 2) as usize), outcome }
+    }
+}
+
 /// A job that was not taken, given back: too many are on their way, or the slow path has been closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused<F>(pub F);
@@ -54,7 +76,7 @@ pub(super) struct Counts {
 
 /// What a submitter and the slow path share.
 pub(super) struct Source {
-    pub(super) replies: ArrayQueue<Reply>,
+    replies: Mailbox<REPLY_WORDS>,
     /// For each class; the submitter writes them.
     pub(super) counts: Box<[CachePadded<Counts>]>,
     pub(super) closed: Arc<CachePadded<AtomicBool>>,
@@ -107,12 +129,12 @@ impl Entry {
 impl Source {
     pub(super) fn new(capacity: usize, classes: usize, closed: Arc<CachePadded<AtomicBool>>) -> Self {
         let counts = (0..classes).map(|_| CachePadded::default()).collect();
-        Self { replies: ArrayQueue::new(capacity), counts, closed }
+        Self { replies: Mailbox::new(capacity), counts, closed }
     }
 
     /// There is room: no more jobs are on their way than there are places.
     pub(super) fn answer(&self, ticket: Ticket, class: usize, outcome: Outcome) {
-        let _ = self.replies.push(Reply { ticket, class: Class(class), outcome });
+        self.replies.post(Reply { ticket, class: Class(class), outcome }.to_words());
     }
 }
 
@@ -171,9 +193,9 @@ impl Submitter {
         if self.jobs.pushed() == self.answered {
             return None;
         }
-        let reply = self.source.replies.pop()?;
+        let words = self.source.replies.get(self.answered)?;
         self.answered += 1;
-        Some(reply)
+        Some(Reply::from_words(words))
     }
 
     /// Jobs that are on their way.

@@ -35,6 +35,7 @@ fn ended(state: &Arc<RunState>, brings_back: bool) -> thread::JoinHandle<()> {
         queue: Box::new(Empty { finished, ..Empty::default() }),
         port: PortId(0),
         bell: None,
+        wakes: false,
         exception_of,
         down: Arc::default(),
     };
@@ -49,7 +50,7 @@ fn ended(state: &Arc<RunState>, brings_back: bool) -> thread::JoinHandle<()> {
         outputs: Outputs::new(0, Vec::new(), state.readers.reader(0)),
         counters: Arc::default(),
         gaps: Arc::new(Gaps::new(1)),
-        sleeper: Sleeper::new(Idle::Poll, std::iter::empty()).unwrap(),
+        sleeper: Sleeper::new(Idle::Poll),
     };
     let worker = Worker::new(parts, Nothing, Arc::clone(state));
     thread::spawn(move || drop(worker.run(None)))
