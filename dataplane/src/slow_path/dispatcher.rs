@@ -1,12 +1,12 @@
-//! The thread that brings jobs in, reads what the kernel noted, and sees to caps, turns and bounds.
+//! The thread that brings jobs in, and sees to caps, turns and bounds; and to what the kernel noted, where no poller does.
 //!
-//! It naps, and pollers wake it. It never allocates, frees or logs: a job may have been stopped in the middle of that, and waits for this thread.
+//! It naps. It never allocates, frees or logs: a job may have been stopped in the middle of that, and waits for this thread.
 #![forbid(unsafe_code)]
 
 use super::gate::Overdue;
+use super::seat::pay;
+use super::seer::Seer;
 use super::{Shared, sys};
-use isolation::trace::{Peek, Switch, Switches};
-use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,30 +23,21 @@ const QUIET_NS: u64 = 100_000_000;
 const TICK_NS: u64 = 1_000_000;
 /// With the kernel's records, every so many ticks it looks for what they did not tell.
 const LOOK_TICKS: u64 = 10;
-/// Records that are taken in at once.
-const MOST_SWITCHES: usize = 8192;
 
 pub(super) struct Dispatcher {
     shared: Arc<Shared>,
-    switches: Option<(Switches, Vec<Peek>)>,
-    seats: HashMap<i32, usize>,
-    found: Vec<Switch>,
+    seer: Option<Arc<Seer>>,
     stop: Vec<i32>,
     overdue: Vec<Overdue>,
 }
 
 impl Dispatcher {
-    pub(super) fn new(shared: &Arc<Shared>, switches: Option<Switches>, tids: &[i32]) -> Self {
+    pub(super) fn new(shared: &Arc<Shared>, seer: Option<Arc<Seer>>) -> Self {
         Self {
             shared: Arc::clone(shared),
-            switches: switches.map(|switches| {
-                let peeks = switches.peeks();
-                (switches, peeks)
-            }),
-            seats: tids.iter().enumerate().map(|(index, tid)| (*tid, index)).collect(),
-            found: Vec::with_capacity(MOST_SWITCHES),
-            // Each seat once in what is seen and twice in a tick.
-            stop: Vec::with_capacity(3 * tids.len()),
+            seer,
+            // Each seat twice in a tick.
+            stop: Vec::with_capacity(2 * shared.seats.len()),
             overdue: Vec::with_capacity(16),
         }
     }
@@ -70,9 +61,11 @@ impl Dispatcher {
         while !shared.stop.load(Ordering::Acquire) {
             // Before what it announces is looked at.
             shared.bell.store(0, Ordering::SeqCst);
-            self.see();
             // Those that woke up run without a slot: before anything else.
-            self.stop.drain(..).for_each(sys::signal);
+            if let Some(seer) = &self.seer {
+                seer.see(&shared).deliver();
+                pay(&shared.seats, &shared.owed);
+            }
             let mut admitted = 0;
             // Whoever has the lock may be waiting for the allocator, and so for a job that was stopped in it.
             if let Ok(mut sources) = shared.sources.try_lock() {
@@ -91,7 +84,7 @@ impl Dispatcher {
             if busy && now.saturating_sub(tick_at) >= TICK_NS {
                 tick_at = now;
                 ticks += 1;
-                let look = self.switches.is_none() || ticks.is_multiple_of(LOOK_TICKS);
+                let look = self.seer.is_none() || ticks.is_multiple_of(LOOK_TICKS);
                 shared.gate.tick(look, &mut self.stop, &mut self.overdue);
                 self.look_at_fibers(now);
                 self.tell();
@@ -100,26 +93,13 @@ impl Dispatcher {
                 sys::futex_wake(&shared.wanted, i32::MAX);
             }
             let quiet = now.saturating_sub(busy_at) > QUIET_NS;
-            let nap = match (self.switches.is_some() && wanted, quiet) {
+            let nap = match (self.seer.is_some() && wanted, quiet) {
                 (true, _) => SHORT_NAP,
                 (false, false) => NAP,
                 (false, true) => LONG_NAP,
             };
             sys::futex_wait(&shared.bell, 0, Some(nap));
         }
-    }
-
-    /// Takes in what the kernel noted.
-    fn see(&mut self) {
-        let Some((switches, peeks)) = &mut self.switches else { return };
-        if !peeks.iter().any(Peek::has_more) {
-            return;
-        }
-        switches.read(&mut self.found);
-        self.shared.lost_records.store(switches.lost(), Ordering::Relaxed);
-        self.found.sort_unstable_by_key(|switch| switch.time_ns);
-        self.shared.gate.saw(&self.found, |tid| self.seats.get(&tid).copied(), &mut self.stop);
-        self.found.clear();
     }
 
     /// Those that run and do not let others go on.

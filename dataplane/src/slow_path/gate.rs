@@ -316,7 +316,7 @@ impl Gate {
         switches: &[Switch],
         seat_of: impl Fn(i32) -> Option<usize>,
         stop: &mut Vec<i32>,
-    ) {
+    ) -> Wakes {
         let mut inner = self.lock();
         for switch in switches {
             if let Some(index) = seat_of(switch.tid) {
@@ -341,7 +341,7 @@ impl Gate {
             }
         }
         inner.dispatch(now, free);
-        Self::unlock(inner);
+        mem::take(&mut inner.wakes)
     }
 
     /// About every millisecond: caps, turns, jobs that are overdue. With `look`, also what nobody has told of: threads that block, and those

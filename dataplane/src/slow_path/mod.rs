@@ -13,6 +13,7 @@ mod poller;
 mod report;
 mod ring;
 mod seat;
+mod seer;
 mod submitter;
 mod sys;
 mod thread;
@@ -35,6 +36,7 @@ use percpu::CpuList;
 use poller::Pollers;
 use ring::Task;
 use seat::{Seat, ThreadState};
+use seer::Seer;
 use std::fmt;
 use std::io;
 use std::iter;
@@ -81,6 +83,8 @@ struct Shared {
     bell: AtomicU32,
     /// Whether polling is of use; pollers sleep on it.
     wanted: AtomicU32,
+    /// Pollers that are about to wake somebody.
+    owed: AtomicU32,
     lost_records: AtomicU64,
 }
 
@@ -132,6 +136,7 @@ impl SlowPath {
             stop: AtomicBool::new(false),
             bell: AtomicU32::new(0),
             wanted: AtomicU32::new(0),
+            owed: AtomicU32::new(0),
             lost_records: AtomicU64::new(0),
             config,
         });
@@ -165,11 +170,12 @@ impl SlowPath {
                 })
                 .ok(),
         };
-        if let Some(switches) = &switches {
-            helpers.pollers = Pollers::start(&shared, switches.peeks()).map_err(Error::system(cannot))?;
+        let seer = switches.map(|switches| Arc::new(Seer::new(switches, &tids)));
+        if let Some(seer) = &seer {
+            helpers.pollers = Pollers::start(&shared, seer).map_err(Error::system(cannot))?;
         }
-        this.traced = switches.is_some();
-        let dispatcher = Dispatcher::new(&shared, switches, &tids);
+        this.traced = seer.is_some();
+        let dispatcher = Dispatcher::new(&shared, seer);
         helpers.dispatcher = Some(dispatcher.start().map_err(Error::system(cannot))?);
         helpers.reporter = Some(report::start_log(&shared).map_err(Error::system(cannot))?);
         Ok(this)

@@ -1,9 +1,12 @@
 //! Who sees at once that a job blocks: on each housekeeping CPU a thread that runs only when the CPU has nothing better to do.
 //!
-//! When a job blocks its CPU is idle, so that is when the poller runs there. It looks at the kernel's records, and wakes the dispatcher. It takes no
-//! lock, for it may lose its CPU at any time and for long. It looks only while a slot is taken and somebody waits for one.
+//! When a job blocks its CPU is idle, so that is when the poller runs there. It looks whether the kernel has noted something, only while a slot is taken and
+//! somebody waits for one; and then acts on it itself, as the dispatcher would, to spare the next job the time in which that one wakes up. Of the lowest
+//! priority it might lose its CPU in the middle, and for long, with a lock that everybody needs: so it has the dispatcher's for as long as
+//! that takes, and where it may not (CAP_SYS_NICE, RLIMIT_NICE) it wakes the dispatcher.
 #![forbid(unsafe_code)]
 
+use super::seer::Seer;
 use super::{Shared, sys};
 use isolation::trace::Peek;
 use percpu::CpuList;
@@ -23,14 +26,15 @@ const NAP: Duration = Duration::from_millis(100);
 pub(super) struct Pollers(Vec<JoinHandle<()>>);
 
 impl Pollers {
-    pub(super) fn start(shared: &Arc<Shared>, peeks: Vec<Peek>) -> io::Result<Self> {
+    pub(super) fn start(shared: &Arc<Shared>, seer: &Arc<Seer>) -> io::Result<Self> {
         let mut pollers = Self::default();
         for cpu in shared.cpus.iter() {
-            let (own, peeks) = (Arc::clone(shared), peeks.clone());
+            let (own, seer) = (Arc::clone(shared), Arc::clone(seer));
             let body = move || {
                 // Where it cannot have the lowest priority it would take the jobs' time.
+                let first = sys::run_first().is_ok();
                 if sys::run_when_idle().is_ok() && sys::stay_on(&CpuList::from_iter([cpu])).is_ok() {
-                    poll(&own, &peeks);
+                    poll(&own, &seer, first);
                 }
             };
             match thread::Builder::new().name(format!("slow-poll-{cpu}")).spawn(body) {
@@ -54,7 +58,9 @@ impl Pollers {
     }
 }
 
-fn poll(shared: &Shared, peeks: &[Peek]) {
+/// `first`: it may have the dispatcher's priority.
+fn poll(shared: &Shared, seer: &Seer, mut first: bool) {
+    let peeks = seer.peeks();
     let mut unwanted = 0;
     while !shared.stop.load(Ordering::Acquire) {
         if shared.wanted.load(Ordering::Relaxed) == 1 {
@@ -66,11 +72,17 @@ fn poll(shared: &Shared, peeks: &[Peek]) {
                 continue;
             }
         }
-        if shared.bell.load(Ordering::Relaxed) == 0
-            && peeks.iter().any(Peek::has_more)
-            && shared.bell.swap(1, Ordering::AcqRel) == 0
-        {
-            sys::futex_wake(&shared.bell, 1);
+        if shared.bell.load(Ordering::Relaxed) == 0 && peeks.iter().any(Peek::has_more) {
+            first = first && sys::run_as_others().is_ok();
+            if first {
+                let mut idle = Ok(());
+                seer.see(shared).deliver_after(&shared.owed, || idle = sys::run_when_idle());
+                if idle.is_err() {
+                    return;
+                }
+            } else if shared.bell.swap(1, Ordering::AcqRel) == 0 {
+                sys::futex_wake(&shared.bell, 1);
+            }
         }
         (0..8).for_each(|_| spin_loop());
     }

@@ -16,6 +16,8 @@ pub(super) struct Seat {
     order: AtomicU32,
     /// Whether it runs a job, and not the slow path's own code.
     in_job: AtomicBool,
+    /// By how many it is about to be woken.
+    owed: AtomicU32,
     pub(super) index: usize,
     tid: AtomicI32,
     clock: AtomicI32,
@@ -26,6 +28,7 @@ impl Seat {
         Self {
             order: AtomicU32::new(MUST_WAIT),
             in_job: AtomicBool::new(false),
+            owed: AtomicU32::new(0),
             index,
             tid: AtomicI32::new(0),
             clock: AtomicI32::new(0),
@@ -111,6 +114,30 @@ impl Wakes {
 
     pub(super) fn deliver(self) {
         self.seats.into_iter().flatten().for_each(Seat::wake);
+    }
+
+    /// The same, by a thread that gives its own priority away first, so that who is woken takes its CPU; and that may lose it before it has woken anybody.
+    /// In between the seats are `owed` their wake-up, and [`pay`] gives it too.
+    pub(super) fn deliver_after(self, owed: &AtomicU32, give_way: impl FnOnce()) {
+        let seats = || self.seats.iter().flatten();
+        let any = u32::from(seats().next().is_some());
+        for seat in seats() {
+            seat.owed.fetch_add(1, Ordering::Relaxed);
+        }
+        owed.fetch_add(any, Ordering::Release);
+        give_way();
+        seats().for_each(|seat| seat.wake());
+        for seat in seats() {
+            seat.owed.fetch_sub(1, Ordering::Relaxed);
+        }
+        owed.fetch_sub(any, Ordering::Release);
+    }
+}
+
+/// Wakes all seats that are owed it.
+pub(super) fn pay(seats: &[&'static Seat], owed: &AtomicU32) {
+    if owed.load(Ordering::Acquire) > 0 {
+        seats.iter().filter(|seat| seat.owed.load(Ordering::Relaxed) > 0).for_each(|seat| seat.wake());
     }
 }
 

@@ -68,9 +68,18 @@ pub(super) fn now_ns() -> u64 {
 
 /// Lets the calling thread run only where nobody else wants to.
 pub(super) fn run_when_idle() -> io::Result<()> {
+    run_by(libc::SCHED_IDLE)
+}
+
+/// The contrary, with the nice value that it had.
+pub(super) fn run_as_others() -> io::Result<()> {
+    run_by(libc::SCHED_OTHER)
+}
+
+fn run_by(policy: libc::c_int) -> io::Result<()> {
     let parameter = libc::sched_param { sched_priority: 0 };
     // SAFETY: the kernel reads one structure.
-    match unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &parameter) } {
+    match unsafe { libc::sched_setscheduler(0, policy, &parameter) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
