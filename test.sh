@@ -365,7 +365,8 @@ namespace_tests() {
 guest_tests() {
     bench/vm/fetch.sh || (($? == 3)) || return 1
     bench/vm/fetch.sh rt || (($? == 3)) || return 1
-    cargo test --locked -p bench --test vm --test isolation --no-fail-fast -- guest_ --nocapture
+    # Of the whole workspace, or cargo would choose other features and build much anew.
+    cargo test --locked --workspace --test vm --test isolation --no-fail-fast -- guest_ --nocapture
 }
 
 # The property tests, by their names' beginning, two at a time on each CPU: what counts is that each has its seconds.

@@ -30,6 +30,8 @@ pub enum Idle {
 const AWAKE_NS: u64 = 200_000;
 /// How long it sleeps at most, where the kernel wakes it: what the worker is asked by others, it is asked at its turns.
 const LIMIT_MS: u8 = 2;
+/// Inputs that a sleeping worker waits for at most; with more it naps.
+const MOST_INPUTS: usize = 64;
 /// How long, where nobody does.
 const NAP: Duration = Duration::from_micros(100);
 
@@ -62,13 +64,20 @@ impl Sleeper {
 
 /// Sleeps until a packet comes by one of the inputs of this readiness ([`RxQueue::readiness`](nic::port::RxQueue::readiness)), 2 ms at most.
 #[cold]
-pub(crate) fn sleep<'a>(inputs: impl Iterator<Item = Option<BorrowedFd<'a>>>) {
-    let waits: Option<Vec<_>> = inputs.map(|input| Some(PollFd::new(input?, PollFlags::POLLIN))).collect();
-    match waits {
-        // An answer that is an error comes at once, and the next turn looks.
-        Some(mut waits) => drop(poll(&mut waits, PollTimeout::from(LIMIT_MS))),
-        None => thread::sleep(NAP),
+pub(crate) fn sleep<'a>(inputs: impl Iterator<Item = Option<BorrowedFd<'a>>> + Clone) {
+    let count = inputs.clone().count();
+    let (Some(Some(first)), true) = (inputs.clone().next(), count <= MOST_INPUTS) else {
+        return thread::sleep(NAP);
+    };
+    // In place: a worker does not allocate.
+    let mut waits = [const { None }; MOST_INPUTS];
+    for (wait, input) in waits.iter_mut().zip(inputs) {
+        let Some(input) = input else { return thread::sleep(NAP) };
+        *wait = Some(PollFd::new(input, PollFlags::POLLIN));
     }
+    let mut waits = waits.map(|wait| wait.unwrap_or(PollFd::new(first, PollFlags::empty())));
+    // An answer that is an error comes at once, and the next turn looks.
+    let _ = poll(&mut waits[..count], PollTimeout::from(LIMIT_MS));
 }
 
 #[cfg(test)]

@@ -230,6 +230,12 @@ impl Outputs {
         rings
     }
 
+    /// Whether packets wait for more to come before they go: the end of the next turn sends them.
+    #[cold]
+    pub(crate) fn are_gathering(&self) -> bool {
+        self.queues.iter().flatten().any(|output| output.queue.is_gathering())
+    }
+
     pub(crate) fn take_gone(&mut self) -> Option<(PortId, PortGone)> {
         self.gone.take()
     }

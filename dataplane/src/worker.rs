@@ -276,13 +276,18 @@ impl<A: Application> Worker<A> {
             if ended && !brings_back || self.application.is_finished() {
                 break;
             }
-            if self.sleeper.is_due(now, moved > 0 || rings) && !self.application.is_sending() {
+            if self.sleeper.is_due(now, moved > 0 || rings)
+                && !self.application.is_sending()
+                && !self.outputs.are_gathering()
+            {
                 idle::sleep(self.inputs.iter().map(Input::readiness));
                 self.counters.sleeps.add(1);
                 // Sleep is no gap.
                 last = tsc::now();
             }
         }
+        // Or those that bring back would wait for it, and it for them.
+        self.at_work = None;
         self.outputs.turns.end();
         self.account(tsc::now().wrapping_sub(last), moved);
         // What the end takes is no violation.

@@ -226,6 +226,11 @@ pub trait TxQueue: Send {
         false
     }
 
+    /// True where packets wait for the next turn's, to have the doorbell rung for all of them.
+    fn is_gathering(&self) -> bool {
+        false
+    }
+
     /// The doorbell, the same one for the queue's whole life; `None` where it never needs one.
     fn doorbell(&self) -> Option<Arc<dyn Doorbell>> {
         None

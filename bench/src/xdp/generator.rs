@@ -5,10 +5,12 @@
 #![forbid(unsafe_code)]
 
 use super::interface::{self, InterfaceCounters, XdpError};
-use super::program::{self, DESTINATION, GENERATOR_NUMBERS, Pace, SOURCE};
+use super::program::{self, DESTINATION, Numbers, Pace, SOURCE};
 use super::{abi, sys};
 use nic::MacAddress;
-use std::os::fd::{AsFd, AsRawFd};
+use percpu::bpf::ProgramType;
+use std::io;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 /// Ethernet, IPv4 and UDP headers.
@@ -75,9 +77,10 @@ impl Generator {
 
     /// Runs the program on this thread, in one call where nothing disturbs it, until all is sent or the time is over.
     fn run(&self, pace: Option<Pace>, duration: Duration) -> Result<Sent, XdpError> {
-        let array = sys::create_array::<GENERATOR_NUMBERS>().map_err(XdpError::Load)?;
-        let instructions = program::generator(array.as_raw_fd(), self.ifindex.cast_signed(), pace);
-        let program = sys::load(&instructions, abi::BPF_PROG_TYPE_XDP).map_err(XdpError::Load)?;
+        let numbers = Numbers::new().map_err(XdpError::Load)?;
+        let instructions = program::generator(&numbers, self.ifindex.cast_signed(), pace)
+            .map_err(|error| XdpError::Load(io::Error::other(error)))?;
+        let program = program::load(ProgramType::Xdp, &instructions).map_err(XdpError::Load)?;
         let refused = |source| XdpError::Run { interface: self.interface.clone(), source };
         let alarm = sys::Alarm::new().map_err(refused)?;
         let limit = if pace.is_some() { duration * 2 + Duration::from_secs(1) } else { duration };
@@ -92,7 +95,8 @@ impl Generator {
                 Err(error) if error.raw_os_error() != Some(libc::EINTR) => return Err(refused(error)),
                 _ => {}
             }
-            let numbers = sys::read_array::<GENERATOR_NUMBERS>(array.as_fd())
+            let numbers = numbers
+                .read()
                 .map_err(|source| XdpError::Read { what: "the generator's counters".into(), source })?;
             let elapsed = start.elapsed();
             match pace {

@@ -1,7 +1,13 @@
-//! The programs, as BPF instructions (`Documentation/bpf/standardization/instruction-set.rst`).
+//! The programs, and the numbers that they count.
 #![forbid(unsafe_code)]
 
-use super::abi::{FUNC_KTIME_GET_NS, FUNC_REDIRECT, Instruction, TCX_DROP, TCX_NEXT, XDP_DROP};
+use super::abi::{TCX_DROP, TCX_NEXT, XDP_DROP};
+use percpu::bpf::instruction::Arithmetic::{Add, Divide, Multiply, Subtract};
+use percpu::bpf::instruction::Condition::{Greater, GreaterOrEqual, LessOrEqual, NotEqual};
+use percpu::bpf::instruction::Register::{R0, R1, R2, R3, R4, R5, R6, R7};
+use percpu::bpf::instruction::{AssembleError, Helper, Size};
+use percpu::bpf::{Assembler, Instruction, Map, MapSpec, MapType, Program, ProgramSpec, ProgramType};
+use std::io;
 use std::net::Ipv4Addr;
 
 /// Where generated packets go: the second address of the network that RFC 2544 sets aside for benchmarks.
@@ -12,63 +18,49 @@ pub(crate) const SOURCE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const ETHERTYPE_OFFSET: i16 = 12;
 const IPV4_DESTINATION_OFFSET: i16 = 30;
 const HEADERS_BYTES: i32 = 34;
+/// Where `struct __sk_buff` has the start and the end of the frame.
+const SKB_DATA: i16 = 76;
+const SKB_DATA_END: i16 = 80;
 
-const fn op(code: u8, to: u8, from: u8, offset: i16, immediate: i32) -> Instruction {
-    Instruction { code, registers: from << 4 | to, offset, immediate }
+/// What a program counts, as the only entry of an array: `N` numbers.
+#[derive(Debug)]
+pub(crate) struct Numbers<const N: usize>(Map);
+
+impl<const N: usize> Numbers<N> {
+    /// All 0.
+    pub(crate) fn new() -> io::Result<Self> {
+        let spec = MapSpec {
+            map_type: MapType::Array,
+            name: "isoplane_bench",
+            key_size: 4,
+            value_size: 8 * N as u32,
+            max_entries: 1,
+        };
+        Map::create(&spec).map(Self)
+    }
+
+    pub(crate) fn read(&self) -> io::Result<[u64; N]> {
+        let mut bytes = vec![0; 8 * N];
+        self.0.lookup(&0_u32.to_ne_bytes(), &mut bytes)?;
+        let mut numbers = bytes.chunks_exact(8).map(|bytes| {
+            let mut number = [0; 8];
+            number.copy_from_slice(bytes);
+            u64::from_ne_bytes(number)
+        });
+        Ok(std::array::from_fn(|_| numbers.next().unwrap_or(0)))
+    }
 }
 
-const fn load_immediate(to: u8, immediate: i32) -> Instruction {
-    op(0xb7, to, 0, 0, immediate)
+/// Loads a program.
+pub(crate) fn load(program_type: ProgramType, instructions: &[Instruction]) -> io::Result<Program> {
+    let spec =
+        ProgramSpec { program_type, name: "isoplane_bench", flags: 0, attach_type: 0, attach_btf_id: 0 };
+    Program::load(&spec, instructions).map_err(|error| error.source)
 }
 
-const fn copy(to: u8, from: u8) -> Instruction {
-    op(0xbf, to, from, 0, 0)
-}
-
-const fn add_immediate(to: u8, immediate: i32) -> Instruction {
-    op(0x07, to, 0, 0, immediate)
-}
-
-const fn load_u16(to: u8, from: u8, offset: i16) -> Instruction {
-    op(0x69, to, from, offset, 0)
-}
-
-const fn load_u32(to: u8, from: u8, offset: i16) -> Instruction {
-    op(0x61, to, from, offset, 0)
-}
-
-/// `if left > right`, unsigned: skips `skip` instructions.
-const fn jump_if_greater(left: u8, right: u8, skip: i16) -> Instruction {
-    op(0x2d, left, right, skip, 0)
-}
-
-/// `if left != immediate`, in the low 32 bits: skips `skip` instructions.
-const fn jump_unless_equal(left: u8, immediate: i32, skip: i16) -> Instruction {
-    op(0x56, left, 0, skip, immediate)
-}
-
-const fn call(function: i32) -> Instruction {
-    op(0x85, 0, 0, 0, function)
-}
-
-const fn exit() -> Instruction {
-    op(0x95, 0, 0, 0, 0)
-}
-
-/// `BPF_PSEUDO_MAP_VALUE`: the register gets the address of the array's entry plus an offset in bytes.
-const fn load_entry_address(to: u8, array: i32, offset: i32) -> [Instruction; 2] {
-    [op(0x18, to, 2, 0, array), op(0x00, 0, 0, 0, offset)]
-}
-
-const fn load_immediate_u64(to: u8, value: u64) -> [Instruction; 2] {
-    [op(0x18, to, 0, 0, value as i32), op(0x00, 0, 0, 0, (value >> 32) as i32)]
-}
-
-/// Adds 1, atomically, to number `index` of the array's entry. Uses registers 1 and 2.
-fn count(array: i32, index: i32) -> Vec<Instruction> {
-    let mut program = load_entry_address(1, array, index * 8).to_vec();
-    program.extend([load_immediate(2, 1), op(0xdb, 1, 2, 0, 0)]);
-    program
+/// Adds 1, atomically, to one of the numbers. Uses registers 1 and 2.
+fn count<const N: usize>(program: Assembler, numbers: &Numbers<N>, index: i32) -> Assembler {
+    program.load_map_value(R1, &numbers.0, index * 8).move_constant(R2, 1).atomic_add(Size::Double, R1, 0, R2)
 }
 
 /// Numbers in the generator's array: frames sent; and, where it is paced, when it first and last sent, times it fell
@@ -93,72 +85,78 @@ pub(crate) struct Pace {
 /// Counts the frame and sends it out of the interface; with a pace, drops it uncounted where none is due.
 ///
 /// Frames that are dropped here cost some 50 ns each, and interrupts are not held up meanwhile, as they would be by waiting.
-pub(crate) fn generator(array: i32, ifindex: i32, pace: Option<Pace>) -> Vec<Instruction> {
+pub(crate) fn generator(
+    numbers: &Numbers<GENERATOR_NUMBERS>,
+    ifindex: i32,
+    pace: Option<Pace>,
+) -> Result<Vec<Instruction>, AssembleError> {
     const NS: i32 = 1_000_000_000;
-    let mut send = count(array, 0);
-    send.extend([load_immediate(1, ifindex), load_immediate(2, 0), call(FUNC_REDIRECT), exit()]);
-    let Some(Pace { rate_pps, total, burst }) = pace else {
-        return send;
+    let send = |program: Assembler| {
+        count(program, numbers, 0)
+            .move_constant(R1, ifindex)
+            .move_constant(R2, 0)
+            .call(Helper::Redirect)
+            .exit()
     };
-    let forget = [
-        copy(5, 7),
-        op(0x27, 5, 0, 0, NS),       // r5 *= 10^9
-        op(0x37, 5, 0, 0, rate_pps), // r5 /= rate: when the next one is due, from the beginning
-        op(0x1f, 0, 5, 0, 0),        // now - r5: as if it had begun then
-        op(0x7b, 6, 0, BEGAN_NS, 0),
-        op(0x79, 5, 6, STALLS, 0),
-        add_immediate(5, 1),
-        op(0x7b, 6, 5, STALLS, 0),
-    ];
-    let due = [
-        copy(3, 0),
-        op(0x1f, 3, 1, 0, 0),        // now - began
-        op(0x27, 3, 0, 0, rate_pps), // r3 *= rate
-        op(0x37, 3, 0, 0, NS),       // r3 /= 10^9: packets due by now
-    ];
-    let not_due = send.len() as i16 + forget.len() as i16;
-    let mut program = load_entry_address(6, array, 0).to_vec();
-    program.extend([
-        call(FUNC_KTIME_GET_NS),
-        op(0x79, 1, 6, BEGAN_NS, 0),
-        op(0x55, 1, 0, 3, 0), // if began != 0, skip the next three
-        op(0x7b, 6, 0, FIRST_NS, 0),
-        op(0x7b, 6, 0, BEGAN_NS, 0),
-        copy(1, 0),
-        op(0x79, 7, 6, 0, 0), // sent
-    ]);
-    program.extend(load_immediate_u64(2, total));
-    program.push(op(0x3d, 7, 2, due.len() as i16 + 5 + not_due, 0)); // if sent >= total
-    program.push(op(0x7b, 6, 0, LAST_NS, 0)); // now
-    program.extend(due);
-    program.push(op(0x3d, 7, 3, 3 + not_due, 0)); // if sent >= due
-    program.extend([copy(4, 3), op(0x1f, 4, 7, 0, 0)]); // how many are overdue
-    program.push(op(0xb5, 4, 0, forget.len() as i16, burst)); // if overdue <= burst
-    program.extend(forget);
-    program.extend(send);
-    program.extend([load_immediate(0, XDP_DROP), exit()]);
-    program
+    let mut program = Assembler::new();
+    let Some(Pace { rate_pps, total, burst }) = pace else {
+        return send(program).finish();
+    };
+    let (begun, in_time, not_due) = (program.label(), program.label(), program.label());
+    // r0: now, r1: when it began, r7: how many were sent.
+    let program = program
+        .load_map_value(R6, &numbers.0, 0)
+        .call(Helper::KtimeGetNs)
+        .load(Size::Double, R1, R6, BEGAN_NS)
+        .jump_if(R1, NotEqual, 0, begun)
+        .store(Size::Double, R6, FIRST_NS, R0)
+        .store(Size::Double, R6, BEGAN_NS, R0)
+        .move_register(R1, R0)
+        .place(begun)
+        .load(Size::Double, R7, R6, 0)
+        .move_constant64(R2, total)
+        .jump_if_register(R7, GreaterOrEqual, R2, not_due)
+        .store(Size::Double, R6, LAST_NS, R0);
+    // r3: how many are due by now; r4: how many of them are overdue.
+    let program = program
+        .move_register(R3, R0)
+        .register(Subtract, R3, R1)
+        .constant(Multiply, R3, rate_pps)
+        .constant(Divide, R3, NS)
+        .jump_if_register(R7, GreaterOrEqual, R3, not_due)
+        .move_register(R4, R3)
+        .register(Subtract, R4, R7)
+        .jump_if(R4, LessOrEqual, burst, in_time);
+    // The debt is forgotten, as if it had begun so that the next one is due now.
+    let program = program
+        .move_register(R5, R7)
+        .constant(Multiply, R5, NS)
+        .constant(Divide, R5, rate_pps)
+        .register(Subtract, R0, R5)
+        .store(Size::Double, R6, BEGAN_NS, R0)
+        .load(Size::Double, R5, R6, STALLS)
+        .constant(Add, R5, 1)
+        .store(Size::Double, R6, STALLS, R5)
+        .place(in_time);
+    send(program).place(not_due).move_constant(R0, XDP_DROP).exit().finish()
 }
 
 /// Counts and drops generated packets as number 0; counts any other frame as number 1 and lets it pass.
-pub(crate) fn sink(array: i32) -> Vec<Instruction> {
+pub(crate) fn sink(numbers: &Numbers<2>) -> Result<Vec<Instruction>, AssembleError> {
     let ethertype = i32::from(u16::from_ne_bytes([0x08, 0x00]));
     let destination = i32::from_ne_bytes(DESTINATION.octets());
-    // Each of the three tests skips what is left of them, then the six instructions that count and drop.
-    let mut program = vec![
-        load_u32(3, 1, 80), // __sk_buff.data_end
-        load_u32(2, 1, 76), // __sk_buff.data
-        copy(4, 2),
-        add_immediate(4, HEADERS_BYTES),
-        jump_if_greater(4, 3, 4 + 6),
-        load_u16(5, 2, ETHERTYPE_OFFSET),
-        jump_unless_equal(5, ethertype, 2 + 6),
-        load_u32(5, 2, IPV4_DESTINATION_OFFSET),
-        jump_unless_equal(5, destination, 6),
-    ];
-    program.extend(count(array, 0));
-    program.extend([load_immediate(0, TCX_DROP), exit()]);
-    program.extend(count(array, 1));
-    program.extend([load_immediate(0, TCX_NEXT), exit()]);
-    program
+    let mut program = Assembler::new();
+    let other = program.label();
+    let program = program
+        .load(Size::Word, R3, R1, SKB_DATA_END)
+        .load(Size::Word, R2, R1, SKB_DATA)
+        .move_register(R4, R2)
+        .constant(Add, R4, HEADERS_BYTES)
+        .jump_if_register(R4, Greater, R3, other)
+        .load(Size::Half, R5, R2, ETHERTYPE_OFFSET)
+        .jump_if_word(R5, NotEqual, ethertype, other)
+        .load(Size::Word, R5, R2, IPV4_DESTINATION_OFFSET)
+        .jump_if_word(R5, NotEqual, destination, other);
+    let program = count(program, numbers, 0).move_constant(R0, TCX_DROP).exit().place(other);
+    count(program, numbers, 1).move_constant(R0, TCX_NEXT).exit().finish()
 }

@@ -5,8 +5,10 @@
 #![forbid(unsafe_code)]
 
 use super::interface::{self, XdpError};
-use super::{abi, program, sys};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use super::program::{self, Numbers};
+use percpu::bpf::{BPF_TCX_INGRESS, ProgramType, attach_interface};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -14,7 +16,7 @@ use std::time::{Duration, Instant};
 /// passes to the kernel. It is in place until it is dropped.
 #[derive(Debug)]
 pub struct Sink {
-    array: OwnedFd,
+    numbers: Numbers<2>,
     _link: OwnedFd,
 }
 
@@ -31,17 +33,20 @@ impl Sink {
     /// Attaches to an interface.
     pub fn attach(interface: &str) -> Result<Self, XdpError> {
         let ifindex = interface::index(interface)?;
-        let array = sys::create_array::<2>().map_err(XdpError::Load)?;
-        let program = sys::load(&program::sink(array.as_raw_fd()), abi::BPF_PROG_TYPE_SCHED_CLS)
-            .map_err(XdpError::Load)?;
-        let link = sys::attach(program.as_fd(), ifindex, abi::BPF_TCX_INGRESS)
+        let numbers = Numbers::new().map_err(XdpError::Load)?;
+        let instructions =
+            program::sink(&numbers).map_err(|error| XdpError::Load(io::Error::other(error)))?;
+        let program = program::load(ProgramType::SchedCls, &instructions).map_err(XdpError::Load)?;
+        let link = attach_interface(&program, ifindex, BPF_TCX_INGRESS, 0)
             .map_err(|source| XdpError::Attach { interface: interface.to_owned(), source })?;
-        Ok(Self { array, _link: link })
+        Ok(Self { numbers, _link: link })
     }
 
     /// Reads the counters.
     pub fn received(&self) -> Result<Received, XdpError> {
-        let [packets, other] = sys::read_array(self.array.as_fd())
+        let [packets, other] = self
+            .numbers
+            .read()
             .map_err(|source| XdpError::Read { what: "the sink's counters".into(), source })?;
         Ok(Received { packets, other })
     }

@@ -1,83 +1,12 @@
-//! bpf(2), one thin function for each command; and the timer that ends a run.
+//! Test runs by bpf(2), and the timer that ends one.
 #![allow(unsafe_code)]
 
-use super::abi::{
-    BPF_LINK_CREATE, BPF_MAP_CREATE, BPF_MAP_LOOKUP_ELEM, BPF_MAP_TYPE_ARRAY, BPF_PROG_LOAD,
-    BPF_PROG_TEST_RUN, Instruction, LinkCreate, MapCreate, MapLookup, ProgLoad, TestRun,
-};
+use super::abi::{BPF_PROG_TEST_RUN, TestRun};
 use std::io;
-use std::mem::{self, size_of};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 use std::time::Duration;
-
-/// # Safety
-/// Every address in `attr` is that of live memory as large as the command takes or writes there.
-unsafe fn bpf<T>(command: u32, attr: &mut T) -> io::Result<i32> {
-    // SAFETY: `attr` is exclusively borrowed and of the size passed; what its addresses lead to is the caller's promise.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr as *mut T, size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
-}
-
-/// # Safety
-/// As for [`bpf`]; and the command is one that makes a descriptor.
-unsafe fn bpf_fd<T>(command: u32, attr: &mut T) -> io::Result<OwnedFd> {
-    // SAFETY: the caller's promise; the descriptor is new, so nobody else owns it.
-    unsafe { Ok(OwnedFd::from_raw_fd(bpf(command, attr)?)) }
-}
-
-fn number(fd: BorrowedFd<'_>) -> u32 {
-    fd.as_raw_fd().cast_unsigned()
-}
-
-/// An array of one entry, which is `N` numbers, all 0.
-pub(crate) fn create_array<const N: usize>() -> io::Result<OwnedFd> {
-    let mut attr = MapCreate {
-        map_type: BPF_MAP_TYPE_ARRAY,
-        key_size: size_of::<u32>() as u32,
-        value_size: size_of::<[u64; N]>() as u32,
-        max_entries: 1,
-        ..Default::default()
-    };
-    // SAFETY: this command has no addresses in it.
-    unsafe { bpf_fd(BPF_MAP_CREATE, &mut attr) }
-}
-
-/// The entry of an array that [`create_array`] made with the same `N`.
-pub(crate) fn read_array<const N: usize>(array: BorrowedFd<'_>) -> io::Result<[u64; N]> {
-    let key = 0_u32;
-    let mut value = [0_u64; N];
-    let mut attr = MapLookup {
-        map_fd: number(array),
-        key: (&raw const key) as u64,
-        value: (&raw mut value) as u64,
-        ..Default::default()
-    };
-    // SAFETY: both live until the call returns, and have the sizes the array was made with.
-    unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &mut attr)? };
-    Ok(value)
-}
-
-/// Loads a program.
-pub(crate) fn load(program: &[Instruction], prog_type: u32) -> io::Result<OwnedFd> {
-    let license = c"Dual MIT/GPL";
-    let mut attr = ProgLoad {
-        prog_type,
-        insn_cnt: program.len() as u32,
-        insns: program.as_ptr() as u64,
-        license: license.as_ptr() as u64,
-        ..Default::default()
-    };
-    // SAFETY: the instructions, as many as counted, and the NUL-terminated license outlive the call.
-    unsafe { bpf_fd(BPF_PROG_LOAD, &mut attr) }
-}
-
-/// Attaches a program to an interface, for as long as the descriptor given back is open.
-pub(crate) fn attach(program: BorrowedFd<'_>, ifindex: u32, attach_type: u32) -> io::Result<OwnedFd> {
-    let mut attr = LinkCreate { prog_fd: number(program), target_ifindex: ifindex, attach_type, flags: 0 };
-    // SAFETY: this command has no addresses in it.
-    unsafe { bpf_fd(BPF_LINK_CREATE, &mut attr) }
-}
 
 /// Runs a program `repeat` times, each on a frame that begins as a copy of `data`.
 pub(crate) fn test_run(
@@ -88,7 +17,7 @@ pub(crate) fn test_run(
     flags: u32,
 ) -> io::Result<()> {
     let mut attr = TestRun {
-        prog_fd: number(program),
+        prog_fd: program.as_raw_fd().cast_unsigned(),
         data_size_in: data.len() as u32,
         data_in: data.as_ptr() as u64,
         repeat,
@@ -96,8 +25,10 @@ pub(crate) fn test_run(
         batch_size,
         ..Default::default()
     };
-    // SAFETY: `data` outlives the call and is only read; there is no output buffer.
-    unsafe { bpf(BPF_PROG_TEST_RUN, &mut attr) }.map(drop)
+    let size = size_of::<TestRun>();
+    // SAFETY: `attr` is as long as said; `data`, the only other memory, outlives the call and is only read.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, size) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 extern "C" fn nothing(_: libc::c_int) {}

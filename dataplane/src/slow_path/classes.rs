@@ -53,7 +53,8 @@ pub(super) struct Classes<J> {
 
 impl<J> Class<J> {
     fn can_begin(&self, idle: bool) -> bool {
-        idle && !self.fresh.is_empty() && self.under_way < self.config.threads
+        // The thread of a class's fibers is one more: it never ends, and jobs would wait for ever.
+        idle && !self.fresh.is_empty() && self.under_way - self.hosts < self.config.threads
     }
 
     fn has_work(&self, idle: bool) -> bool {

@@ -217,7 +217,8 @@ impl SlowPath {
     }
 
     /// Starts a fiber of this class: a job that only computes, or waits by what it is given, of which there can be ten thousand. Gives it back where
-    /// there are as many as there may be, no memory for its stack, no such class, or the slow path is closed.
+    /// there are as many as there may be, no memory for its stack, no such class, or the slow path is closed; and where it is the first of its class, and
+    /// would need the last thread, which is for jobs.
     ///
     /// For any thread but a worker's: it makes memory, and system calls for that.
     pub fn spawn_fiber<F>(&self, class: Class, body: F) -> Result<(), Refused<F>>
@@ -246,7 +247,9 @@ impl SlowPath {
     pub fn event(&self, class: Class) -> Result<Event, Error> {
         let _unstopped = Unstopped::begin();
         let event = self.shared.hosts.of(class.0).and_then(|host| host.event());
-        event.ok_or_else(|| Error::Configuration("slow path: no such class, or too many events".into()))
+        event.ok_or_else(|| {
+            Error::Configuration("slow path: no such class, no fibers, or too many events".into())
+        })
     }
 
     fn sources(&self) -> std::sync::MutexGuard<'_, Vec<Entry>> {

@@ -29,12 +29,13 @@ impl Pollers {
     pub(super) fn start(shared: &Arc<Shared>, seer: &Arc<Seer>) -> io::Result<Self> {
         let mut pollers = Self::default();
         for cpu in shared.cpus.iter() {
-            let (own, seer) = (Arc::clone(shared), Arc::clone(seer));
+            // Not on its own thread: of the lowest priority, it would keep the lock for long.
+            let (own, seer, peeks) = (Arc::clone(shared), Arc::clone(seer), seer.peeks());
             let body = move || {
                 // Where it cannot have the lowest priority it would take the jobs' time.
                 let first = sys::run_first().is_ok();
                 if sys::run_when_idle().is_ok() && sys::stay_on(&CpuList::from_iter([cpu])).is_ok() {
-                    poll(&own, &seer, first);
+                    poll(&own, &seer, &peeks, first);
                 }
             };
             match thread::Builder::new().name(format!("slow-poll-{cpu}")).spawn(body) {
@@ -59,8 +60,7 @@ impl Pollers {
 }
 
 /// `first`: it may have the dispatcher's priority.
-fn poll(shared: &Shared, seer: &Seer, mut first: bool) {
-    let peeks = seer.peeks();
+fn poll(shared: &Shared, seer: &Seer, peeks: &[Peek], mut first: bool) {
     let mut unwanted = 0;
     while !shared.stop.load(Ordering::Acquire) {
         if shared.wanted.load(Ordering::Relaxed) == 1 {

@@ -1,4 +1,4 @@
-//! What the kernel expects, where `libc` does not have it: BPF commands and instructions, ethtool structures, newer AF_XDP options.
+//! What the kernel expects, where `libc` does not have it: ethtool structures, newer AF_XDP options.
 //!
 //! Sources: [`linux/bpf.h`](https://github.com/torvalds/linux/blob/master/include/uapi/linux/bpf.h),
 //! [`linux/if_xdp.h`](https://github.com/torvalds/linux/blob/master/include/uapi/linux/if_xdp.h),
@@ -41,82 +41,8 @@ pub(crate) const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 /// `XDP_FLAGS_DRV_MODE`: native XDP, in the driver.
 pub(crate) const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
-/// `bpf_cmd`.
-pub(crate) const BPF_MAP_CREATE: libc::c_int = 0;
-pub(crate) const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
-pub(crate) const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
-pub(crate) const BPF_PROG_LOAD: libc::c_int = 5;
-pub(crate) const BPF_LINK_CREATE: libc::c_int = 28;
-
-pub(crate) const BPF_MAP_TYPE_XSKMAP: u32 = 17;
-pub(crate) const BPF_PROG_TYPE_XDP: u32 = 6;
-pub(crate) const BPF_ATTACH_TYPE_XDP: u32 = 37;
 /// The program copes with packets in several buffers.
 pub(crate) const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
-
-/// `union bpf_attr` for `BPF_MAP_CREATE`.
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-pub(crate) struct MapCreate {
-    pub(crate) map_type: u32,
-    pub(crate) key_size: u32,
-    pub(crate) value_size: u32,
-    pub(crate) max_entries: u32,
-    pub(crate) map_flags: u32,
-    pub(crate) inner_map_fd: u32,
-    pub(crate) numa_node: u32,
-    pub(crate) map_name: [u8; 16],
-}
-
-/// `union bpf_attr` for `BPF_MAP_UPDATE_ELEM`; key and value are addresses.
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-pub(crate) struct MapUpdate {
-    pub(crate) map_fd: u32,
-    pub(crate) padding: u32,
-    pub(crate) key: u64,
-    pub(crate) value: u64,
-    pub(crate) flags: u64,
-}
-
-/// `union bpf_attr` for `BPF_PROG_LOAD`; instructions, licence and log are addresses.
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-pub(crate) struct ProgLoad {
-    pub(crate) prog_type: u32,
-    pub(crate) insn_cnt: u32,
-    pub(crate) insns: u64,
-    pub(crate) license: u64,
-    pub(crate) log_level: u32,
-    pub(crate) log_size: u32,
-    pub(crate) log_buf: u64,
-    pub(crate) kern_version: u32,
-    pub(crate) prog_flags: u32,
-    pub(crate) prog_name: [u8; 16],
-    pub(crate) prog_ifindex: u32,
-    pub(crate) expected_attach_type: u32,
-}
-
-/// `union bpf_attr` for `BPF_LINK_CREATE`.
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-pub(crate) struct LinkCreate {
-    pub(crate) prog_fd: u32,
-    pub(crate) target_ifindex: u32,
-    pub(crate) attach_type: u32,
-    pub(crate) flags: u32,
-}
-
-/// `struct bpf_insn`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub(crate) struct Instruction {
-    pub(crate) code: u8,
-    /// Destination in the low four bits, source in the high four.
-    pub(crate) registers: u8,
-    pub(crate) offset: i16,
-    pub(crate) immediate: i32,
-}
 
 /// `ETHTOOL_GDRVINFO`.
 pub(crate) const ETHTOOL_GDRVINFO: u32 = 0x03;
@@ -204,5 +130,3 @@ unsafe impl Plain for EthtoolSettings {}
 
 const _: () = assert!(size_of::<EthtoolSettings>() == 44);
 const _: () = assert!(size_of::<DriverInfo>() == 196);
-const _: () = assert!(size_of::<Instruction>() == 8);
-const _: () = assert!(size_of::<MapUpdate>() == 32);

@@ -38,12 +38,13 @@ pub(super) struct Gather {
     /// Descriptors that are sent at once in any case.
     enough: u32,
     more: bool,
+    put_off: bool,
 }
 
 impl Gather {
     /// As many as one call sends are `enough`; with one, nothing is put off.
     pub(super) fn new(enough: u32) -> Self {
-        Self { enough, more: false }
+        Self { enough, ..Self::default() }
     }
 
     /// A batch went on the ring. Where it was a full one, another is likely to follow.
@@ -56,7 +57,14 @@ impl Gather {
     #[inline(always)]
     pub(super) fn is_worth_a_call(&mut self, count: u32) -> bool {
         let waits = std::mem::take(&mut self.more);
-        count >= if waits { self.enough } else { 1 }
+        let worth = count >= if waits { self.enough } else { 1 };
+        self.put_off = waits && !worth;
+        worth
+    }
+
+    /// Whether the call was put off at this turn.
+    pub(super) fn has_put_off(&self) -> bool {
+        self.put_off
     }
 }
 
@@ -155,7 +163,10 @@ mod tests {
     fn a_full_batch_waits_for_the_next_one_but_one_turn_only() {
         let mut gather = Gather::new(128);
         gather.more_follows(true);
-        assert_eq!([64, 64, 0].map(|count| gather.is_worth_a_call(count)), [false, true, false]);
+        let ask = |gather: &mut Gather, count| (gather.is_worth_a_call(count), gather.has_put_off());
+        assert_eq!(ask(&mut gather, 64), (false, true));
+        assert_eq!(ask(&mut gather, 64), (true, false));
+        assert_eq!(ask(&mut gather, 0), (false, false));
         gather.more_follows(true);
         assert!(gather.is_worth_a_call(128));
         // A short one waits for nobody.

@@ -12,7 +12,6 @@
 //! back, `tx_dropped` where the kernel took it and the device refused it, and held until then.
 
 mod abi;
-mod assembler;
 mod device;
 mod doorbell;
 mod filter;

@@ -4,15 +4,13 @@
 //! object file, no library to load it.
 #![forbid(unsafe_code)]
 
-use super::abi::{self, Instruction};
-use super::assembler::{Assembler, Label, Register};
+use super::abi;
 use super::filter::Filter;
-use super::sys;
+use percpu::bpf::instruction::{AssembleError, Assembler, Helper, Register, Size};
+use percpu::bpf::{self, Instruction, MapSpec, MapType, ProgramSpec, ProgramType};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-/// `bpf_redirect_map` of the helper functions.
-const REDIRECT_MAP: i32 = 51;
 /// `XDP_PASS`.
 const PASS: i32 = 2;
 /// Where `struct xdp_md` has the receive queue's number.
@@ -20,21 +18,24 @@ const RX_QUEUE_INDEX: i16 = 16;
 
 /// `return bpf_redirect_map(&map, context->rx_queue_index, XDP_PASS)`: the last argument is what is returned
 /// for a queue that the map has no socket for. Before that, what the filter names passes.
-pub(super) fn instructions(map: RawFd, filter: &Filter) -> Vec<Instruction> {
+pub(super) fn instructions(map: &impl AsFd, filter: &Filter) -> Result<Vec<Instruction>, AssembleError> {
     let redirect = |assembler: Assembler, context| {
         assembler
-            .load_word(Register::R2, context, RX_QUEUE_INDEX)
+            .load(Size::Word, Register::R2, context, RX_QUEUE_INDEX)
             .load_map(Register::R1, map)
             .move_constant(Register::R3, PASS)
-            .call(REDIRECT_MAP)
+            .call(Helper::RedirectMap)
             .exit()
     };
+    let mut assembler = Assembler::new();
     if filter.is_empty() {
-        return redirect(Assembler::default(), Register::R1).finish();
+        return redirect(assembler, Register::R1).finish();
     }
-    let kept = Assembler::default().move_register(Register::R6, Register::R1);
-    redirect(filter.emit(kept, Register::R6).label(Label::Redirect), Register::R6)
-        .label(Label::Pass)
+    let (to_kernel, to_socket) = (assembler.label(), assembler.label());
+    let kept = assembler.move_register(Register::R6, Register::R1);
+    let tested = filter.emit(kept, Register::R6, to_kernel, to_socket);
+    redirect(tested.place(to_socket), Register::R6)
+        .place(to_kernel)
         .move_constant(Register::R0, PASS)
         .exit()
         .finish()
@@ -68,44 +69,48 @@ impl Hook {
 
 /// The loaded program with its map of sockets.
 pub(super) struct Program {
-    program: OwnedFd,
-    map: OwnedFd,
+    program: bpf::Program,
+    map: bpf::Map,
 }
 
 impl Program {
     /// Loads it, for queues 0 to `queues` - 1; `frags` where packets may come in several buffers.
     pub(super) fn load(queues: u32, filter: &Filter, frags: bool) -> io::Result<Self> {
-        let map = sys::create_socket_map(queues, *b"isoplane_xsks\0\0\0")?;
-        let instructions = instructions(map.as_raw_fd(), filter);
-        let flags = if frags { abi::BPF_F_XDP_HAS_FRAGS } else { 0 };
-        let load = |log: &mut [u8]| {
-            sys::load_program(&instructions, c"Dual MIT/GPL", flags, *b"isoplane_xdp\0\0\0\0", log)
+        let map = bpf::Map::create(&MapSpec {
+            map_type: MapType::XskMap,
+            name: "isoplane_xsks",
+            key_size: 4,
+            value_size: 4,
+            max_entries: queues,
+        })?;
+        let instructions = instructions(&map, filter).map_err(io::Error::other)?;
+        let spec = ProgramSpec {
+            program_type: ProgramType::Xdp,
+            name: "isoplane_xdp",
+            flags: if frags { abi::BPF_F_XDP_HAS_FRAGS } else { 0 },
+            attach_type: bpf::BPF_XDP,
+            attach_btf_id: 0,
         };
-        let program = load(&mut []).or_else(|error| {
-            // Once more, for the verifier's reason.
-            let mut log = vec![0; 4096];
-            load(&mut log).map_err(|_| {
-                let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
-                tracing::debug!("the verifier says: {}", String::from_utf8_lossy(&log[..end]).trim());
-                error
-            })
+        let program = bpf::Program::load(&spec, &instructions).map_err(|error| {
+            tracing::debug!("{error}");
+            error.source
         })?;
         Ok(Self { program, map })
     }
 
     /// Attaches it, until the returned descriptor is closed, by whatever end.
     pub(super) fn attach(&self, interface: u32, hook: Hook) -> io::Result<OwnedFd> {
-        sys::attach_program(self.program.as_fd(), interface, hook.flags())
+        bpf::attach_interface(&self.program, interface, bpf::BPF_XDP, hook.flags())
     }
 
     /// Sends the packets of a queue to a socket from now on, until the socket is closed.
     pub(super) fn redirect(&self, queue: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
-        sys::set_socket(self.map.as_fd(), queue, socket)
+        self.map.update(&queue.to_ne_bytes(), &socket.as_raw_fd().to_ne_bytes())
     }
 
     /// Leaves the packets of a queue to the kernel from now on.
     pub(super) fn stop_redirect(&self, queue: u32) -> io::Result<()> {
-        sys::clear_socket(self.map.as_fd(), queue)
+        self.map.delete(&queue.to_ne_bytes())
     }
 }
 
@@ -116,7 +121,9 @@ mod tests {
     /// The bytes, as `llvm-objdump -d` of the same program in C shows them.
     #[test]
     fn the_program_is_these_bytes() {
-        let bytes: Vec<u8> = instructions(0x11, &Filter::default())
+        let map = std::fs::File::open("/dev/null").unwrap();
+        let bytes: Vec<u8> = instructions(&map, &Filter::default())
+            .unwrap()
             .iter()
             .flat_map(|instruction| {
                 let mut bytes = vec![instruction.code, instruction.registers];
@@ -127,7 +134,7 @@ mod tests {
             .collect();
         let wanted: [[u8; 8]; 6] = [
             [0x61, 0x12, 0x10, 0, 0, 0, 0, 0],
-            [0x18, 0x11, 0, 0, 0x11, 0, 0, 0],
+            [0x18, 0x11, 0, 0, map.as_raw_fd() as u8, 0, 0, 0],
             [0; 8],
             [0xb7, 0x03, 0, 0, 2, 0, 0, 0],
             [0x85, 0, 0, 0, 51, 0, 0, 0],

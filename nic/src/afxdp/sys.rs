@@ -1,8 +1,8 @@
 //! Every system call of the AF_XDP driver, one thin function each.
 #![allow(unsafe_code)]
 
-use super::abi::{self, Instruction, Plain};
-use std::ffi::{CStr, OsString};
+use super::abi::Plain;
+use std::ffi::OsString;
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -187,106 +187,10 @@ pub(crate) unsafe fn unmap(address: NonNull<u8>, length: usize) {
     unsafe { crate::sys::unmap(address, length) };
 }
 
-/// `bpf(2)`.
-///
-/// # Safety
-/// `attributes` is the structure of `command`, and each address in it is of memory that is valid for what the command
-/// does with it.
-unsafe fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
-    // SAFETY: the kernel reads size_of::<T>() bytes of attributes (the structures have no padding at their end, or a
-    // zeroed one); the rest is the caller's promise.
-    let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command, ptr::from_ref(attributes), size_of::<T>() as libc::c_uint)
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as libc::c_int) }
-}
-
-fn owned(fd: libc::c_int) -> OwnedFd {
-    // SAFETY: only called with a descriptor that bpf(2) has just made.
-    unsafe { OwnedFd::from_raw_fd(fd) }
-}
-
-/// `BPF_MAP_CREATE` of a map of AF_XDP sockets for queues 0 to `entries` - 1.
-pub(crate) fn create_socket_map(entries: u32, name: [u8; 16]) -> io::Result<OwnedFd> {
-    let attributes = abi::MapCreate {
-        map_type: abi::BPF_MAP_TYPE_XSKMAP,
-        key_size: 4,
-        value_size: 4,
-        max_entries: entries,
-        map_name: name,
-        ..Default::default()
-    };
-    // SAFETY: a MapCreate holds no address.
-    unsafe { bpf(abi::BPF_MAP_CREATE, &attributes) }.map(owned)
-}
-
-/// `BPF_MAP_UPDATE_ELEM`: packets of `queue` go to `socket`.
-pub(crate) fn set_socket(map: BorrowedFd<'_>, queue: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
-    let value = socket.as_raw_fd() as u32;
-    let attributes = abi::MapUpdate {
-        map_fd: map.as_raw_fd() as u32,
-        key: ptr::from_ref(&queue) as u64,
-        value: ptr::from_ref(&value) as u64,
-        ..Default::default()
-    };
-    // SAFETY: key and value are the four readable bytes each that an XSKMAP's are, and live to the end of the call.
-    unsafe { bpf(abi::BPF_MAP_UPDATE_ELEM, &attributes) }?;
-    Ok(())
-}
-
-/// `BPF_MAP_DELETE_ELEM`: packets of `queue` go to no socket.
-pub(crate) fn clear_socket(map: BorrowedFd<'_>, queue: u32) -> io::Result<()> {
-    let attributes = abi::MapUpdate {
-        map_fd: map.as_raw_fd() as u32,
-        key: ptr::from_ref(&queue) as u64,
-        ..Default::default()
-    };
-    // SAFETY: the key is the four readable bytes that an XSKMAP's are, and lives to the end of the call.
-    unsafe { bpf(abi::BPF_MAP_DELETE_ELEM, &attributes) }?;
-    Ok(())
-}
-
 /// `membarrier(2)`'s global command: an RCU grace period, some 20 ms. A kernel with `nohz_full` CPUs answers `EINVAL`.
 pub(crate) fn membarrier_global() -> io::Result<()> {
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
     // SAFETY: no memory is passed.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// `BPF_PROG_LOAD` of an XDP program; on refusal the verifier's words are in `log`.
-pub(crate) fn load_program(
-    instructions: &[Instruction],
-    license: &CStr,
-    flags: u32,
-    name: [u8; 16],
-    log: &mut [u8],
-) -> io::Result<OwnedFd> {
-    let attributes = abi::ProgLoad {
-        prog_type: abi::BPF_PROG_TYPE_XDP,
-        insn_cnt: instructions.len() as u32,
-        insns: instructions.as_ptr() as u64,
-        license: license.as_ptr() as u64,
-        log_level: u32::from(!log.is_empty()),
-        log_size: log.len() as u32,
-        log_buf: if log.is_empty() { 0 } else { log.as_mut_ptr() as u64 },
-        prog_flags: flags,
-        prog_name: name,
-        expected_attach_type: abi::BPF_ATTACH_TYPE_XDP,
-        ..Default::default()
-    };
-    // SAFETY: instructions and licence are readable, the log writable, for the lengths given, to the end of the call.
-    unsafe { bpf(abi::BPF_PROG_LOAD, &attributes) }.map(owned)
-}
-
-/// `BPF_LINK_CREATE`: attaches a program to an interface for as long as the descriptor is open.
-pub(crate) fn attach_program(program: BorrowedFd<'_>, interface: u32, flags: u32) -> io::Result<OwnedFd> {
-    let attributes = abi::LinkCreate {
-        prog_fd: program.as_raw_fd() as u32,
-        target_ifindex: interface,
-        attach_type: abi::BPF_ATTACH_TYPE_XDP,
-        flags,
-    };
-    // SAFETY: a LinkCreate holds no address.
-    unsafe { bpf(abi::BPF_LINK_CREATE, &attributes) }.map(owned)
 }

@@ -300,6 +300,10 @@ impl TxQueue for AfxdpTx {
         self.brake.lets_ring(self.socket.down.load(Ordering::Relaxed))
     }
 
+    fn is_gathering(&self) -> bool {
+        self.sender.gather.has_put_off()
+    }
+
     fn doorbell(&self) -> Option<Arc<dyn Doorbell>> {
         Some(self.doorbell.clone())
     }

@@ -6,8 +6,9 @@
 //! The users see to it that there is room: no more messages are under way than there are places. (The slow path's submitters have as many
 //! jobs answered as they have submitted.)
 //!
-//! Orders: the mark is a release that the reader's load acquires, so a message is whole before it is seen. A place is written again only by somebody who
-//! heard, by another way, that its message was taken.
+//! Orders: the mark is a release that the reader's load acquires, so a message is whole before it is seen. A place is written again only when its message was taken: among
+//! those who posted since, somebody has heard of that, by another way, or there would have been no room; and the count hands on what they know, from each who adds to
+//! it to the next.
 #![forbid(unsafe_code)]
 
 use super::sync::{AtomicU64, Ordering};
@@ -40,7 +41,7 @@ impl<const N: usize> Mailbox<N> {
 
     /// Posts a message. There is room: see the module.
     pub fn post(&self, message: [u64; N]) {
-        let number = self.posted.fetch_add(1, Ordering::Relaxed);
+        let number = self.posted.fetch_add(1, Ordering::AcqRel);
         let place = self.place(number);
         for (word, value) in place.words.iter().zip(message) {
             word.store(value, Ordering::Relaxed);
@@ -91,7 +92,7 @@ mod model {
             (0..3).for_each(|_| take(&mut taken));
             let last = taken.iter().position(|value| *value == 3);
             taken.sort_unstable();
-            assert!(taken == [1, 2] || taken == [1, 2, 3] && last.is_some_and(|at| at > 0));
+            assert!(taken == [1, 2] || taken == [1, 2, 3] && last.is_some_and(|at| at > 0), "{taken:?}");
         });
     }
 }

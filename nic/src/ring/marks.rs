@@ -71,6 +71,11 @@ impl Marks {
         }
     }
 
+    /// Whether this one is set.
+    pub fn is_set(&self, index: u32) -> bool {
+        self.marks[index as usize].count.load(Ordering::Acquire) > 0
+    }
+
     /// Whether none is set.
     pub fn is_empty(&self) -> bool {
         self.head.load(Ordering::Acquire) == NONE

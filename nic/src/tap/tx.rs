@@ -124,6 +124,7 @@ impl TxQueue for TapTx {
     fn transmit(&mut self, batch: &mut Batch) {
         if self.channel.tap.is_gone() {
             self.refused += batch.len() as u64;
+            self.settle();
             return batch.clear();
         }
         let free = TX_RING - self.ring.len();

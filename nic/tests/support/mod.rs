@@ -111,6 +111,8 @@ pub(crate) fn verify(packet: &Packet) -> u64 {
 pub(crate) fn ring_tx(queue: &mut dyn TxQueue) {
     if queue.needs_doorbell() {
         queue.doorbell().unwrap().ring().unwrap();
+        // The next turn looks what became of it.
+        queue.needs_doorbell();
     }
 }
 

@@ -3,6 +3,7 @@
 
 use super::super::config::SlowPathConfig;
 use super::super::sys;
+use super::super::thread::Unstopped;
 use super::event::Event;
 use super::{Fiber, Wait, Woken};
 use corosensei::Coroutine;
@@ -102,6 +103,11 @@ impl Host {
 
     /// Nobody can wait for it or signal it any more. The host's thread gives it out again, behind the signals that are still on their way.
     pub(super) fn give_event_back(&self, index: u32) {
+        // There is no such thread before the first fiber, nor may there ever be.
+        if self.life.load(Ordering::Acquire) == NOT_BEGUN && !self.marks.is_set(index) {
+            let _unstopped = Unstopped::begin();
+            return self.took_back(index);
+        }
         self.marks.set(self.events + index);
     }
 
@@ -110,7 +116,7 @@ impl Host {
         index.checked_sub(self.events).map_or(Ok(index), Err)
     }
 
-    /// On the host's thread: it may be given out again.
+    /// It may be given out again.
     pub(super) fn took_back(&self, event: u32) {
         let _ = self.free_events.push(event);
     }
@@ -181,6 +187,8 @@ pub(in super::super) struct Hosts {
     most: usize,
     stack_bytes: usize,
     live: Arc<AtomicUsize>,
+    /// Threads that may be hosts: all but one, which is for jobs.
+    threads: AtomicUsize,
     closed: Arc<CachePadded<AtomicBool>>,
 }
 
@@ -191,6 +199,7 @@ impl Hosts {
             most: config.fibers,
             stack_bytes: config.fiber_stack_bytes,
             live: Arc::default(),
+            threads: AtomicUsize::new(config.threads - 1),
             closed: Arc::clone(closed),
         }
     }
@@ -205,9 +214,25 @@ impl Hosts {
         self.list.get(class)?.get()
     }
 
-    /// A class's, where there is such a class.
+    /// A class's, where there is such a class, and there may be fibers.
     pub(in super::super) fn of(&self, class: usize) -> Option<&Arc<Host>> {
-        Some(self.list.get(class)?.get_or_init(|| Host::new(class, self)))
+        let host = self.list.get(class).filter(|_| self.most > 0)?;
+        Some(host.get_or_init(|| Host::new(class, self)))
+    }
+
+    /// Whether the host has a thread, or takes one of those that there are for hosts: then it needs it now.
+    fn find_thread(&self, host: &Host) -> Option<bool> {
+        if host.life.load(Ordering::Acquire) != NOT_BEGUN {
+            return Some(false);
+        }
+        let less = |left: usize| left.checked_sub(1);
+        self.threads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).ok()?;
+        let begins =
+            host.life.compare_exchange(NOT_BEGUN, BEGUN, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if !begins {
+            self.threads.fetch_add(1, Ordering::Relaxed);
+        }
+        Some(begins)
     }
 
     /// Hands a fiber to a class's host; gives it back where there are too many, or no memory for its stack. `Ok(true)` where the host needs a thread.
@@ -231,9 +256,12 @@ impl Hosts {
             self.live.fetch_sub(1, Ordering::AcqRel);
             return refuse(body);
         };
+        let Some(begins) = self.find_thread(host) else {
+            self.live.fetch_sub(1, Ordering::AcqRel);
+            host.keep(stack);
+            return refuse(body);
+        };
         host.new.push(New { stack, body: Box::new(body) });
-        let begins =
-            host.life.compare_exchange(NOT_BEGUN, BEGUN, Ordering::AcqRel, Ordering::Acquire).is_ok();
         // It may have ended between the look and the push.
         if host.life.load(Ordering::SeqCst) == ENDED {
             host.abandon();

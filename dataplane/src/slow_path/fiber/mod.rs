@@ -76,6 +76,12 @@ impl Fiber<'_> {
         self.wait_until(event, Some(after(limit)))
     }
 
+    /// Whether the slow path is closed: fibers are unwound where they wait. One that catches unwinding, to go on after a panic, must end then, for
+    /// each wait begins it anew.
+    pub fn is_ending(&self) -> bool {
+        self.host.is_closed()
+    }
+
     /// Lets others run for so long.
     pub fn sleep(&self, time: Duration) {
         self.suspend(Wait::For { event: None, until_ns: Some(after(time)) });

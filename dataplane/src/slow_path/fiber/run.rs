@@ -87,6 +87,8 @@ impl Run<'_> {
             self.ready.push_back((index, Woken::Signalled));
         }
         let host = self.host;
+        // Stopped while it gives an event's number back, it would hold up those who want one.
+        let unstopped = Unstopped::begin();
         host.marks.take(|mark, signals| {
             let event = match host.read_mark(mark) {
                 Ok(event) => event,
@@ -111,6 +113,7 @@ impl Run<'_> {
                 self.ready.push_back((index, Woken::Signalled));
             }
         });
+        drop(unstopped);
         if self.timers.is_empty() {
             return;
         }

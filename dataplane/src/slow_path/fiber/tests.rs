@@ -36,6 +36,35 @@ impl Drop for Witness {
 }
 
 #[test]
+fn a_class_of_one_thread_has_it_for_jobs_and_the_last_of_all_is_no_host() {
+    let classes = vec![ClassConfig { threads: 1, ..ClassConfig::new("first") }, ClassConfig::new("second")];
+    let slow = start(SlowPathConfig { classes, ..config(Detection::Wrapped, 2, 1) });
+    let mut submitter = slow.submitter().unwrap();
+    let event = slow.event(CLASS).unwrap();
+    let waits = event.clone();
+    assert!(slow.spawn_fiber(CLASS, move |fiber| assert_eq!(fiber.wait(&waits), Woken::Signalled)).is_ok());
+    assert!(slow.spawn_fiber(Class(1), |_| ()).is_err(), "the other thread is for jobs");
+    for class in [0, 1] {
+        assert!(submitter.submit(Class(class), move || [class as u64; 4]).is_ok());
+    }
+    replies(&mut submitter, 2);
+    event.signal();
+    until("the fiber's end", || counts(&slow).fibers_done == 1);
+    assert!(slow.spawn_fiber(CLASS, |_| ()).is_ok());
+}
+
+#[test]
+fn without_fibers_there_are_no_events_and_those_that_nobody_used_come_back() {
+    let none = start(SlowPathConfig { fibers: 0, ..config(Detection::Wrapped, 2, 1) });
+    assert!(none.event(CLASS).is_err() && none.spawn_fiber(CLASS, |_| ()).is_err());
+    let few = start(SlowPathConfig { fibers: 3, ..config(Detection::Wrapped, 2, 1) });
+    for _ in 0..3 {
+        let events: Vec<Event> = (0..6).map(|_| few.event(CLASS).unwrap()).collect();
+        assert!(few.event(CLASS).is_err(), "{} are in use", events.len());
+    }
+}
+
+#[test]
 fn ten_thousand_fibers_wait_beside_a_thousand_jobs_that_block() {
     const FIBERS: usize = 10_000;
     const ROUNDS: usize = 3;
@@ -261,7 +290,7 @@ fn overflows_its_stack() {
         let fill = std::hint::black_box([depth; 64]);
         if depth == 0 { fill[0] } else { deep(depth - 1) + fill[(depth % 64) as usize] }
     }
-    let slow = start(config(Detection::Wrapped, 1, 1));
+    let slow = start(config(Detection::Wrapped, 2, 1));
     assert!(slow.spawn_fiber(CLASS, |_| println!("got to {}", deep(1 << 20))).is_ok());
     until("it ends", || counts(&slow).fibers_under_way == 0);
 }

@@ -7,9 +7,9 @@
 #[cfg(test)]
 mod tests;
 
-use super::assembler::{Assembler, Label, Register};
 use crate::port::PortError;
 use crate::spec::PortSpec;
+use percpu::bpf::instruction::{Arithmetic, Assembler, Condition, Label, Register, Size};
 
 /// Ports of TCP and of UDP that can be named at most.
 const MOST_PORTS: usize = 16;
@@ -86,70 +86,79 @@ impl Filter {
         *self == Self::default()
     }
 
-    /// Writes the tests: `context` and r0 to r5 are at its disposal, `context` is kept. It goes to `Label::Pass`, or on with the next
-    /// instruction.
-    pub(super) fn emit(&self, assembler: Assembler, context: Register) -> Assembler {
+    /// Writes the tests: `context` and r0 to r5 are at its disposal, `context` is kept. It goes to `pass`, to `redirect`, or on
+    /// with the next instruction, which is for `redirect` too.
+    pub(super) fn emit(
+        &self,
+        mut assembler: Assembler,
+        context: Register,
+        pass: Label,
+        redirect: Label,
+    ) -> Assembler {
+        use Arithmetic::{Add, And, ShiftLeft};
+        use Condition::{Equal, Greater, Less, NotEqual};
         use Register::{R0, R2, R3, R4, R5};
-        let mut assembler = assembler
-            .load_word(R2, context, DATA)
-            .load_word(R3, context, DATA_END)
+        let (ipv6, transport, udp) = (assembler.label(), assembler.label(), assembler.label());
+        assembler = assembler
+            .load(Size::Word, R2, context, DATA)
+            .load(Size::Word, R3, context, DATA_END)
             .move_register(R4, R2)
-            .add(R4, i32::from(ETHERNET))
-            .jump_if_above(R4, R3, Label::Redirect)
-            .load_half(R5, R2, ETHERTYPE);
+            .constant(Add, R4, i32::from(ETHERNET))
+            .jump_if_register(R4, Greater, R3, redirect)
+            .load(Size::Half, R5, R2, ETHERTYPE);
         if self.arp {
-            assembler = assembler.jump_if_equal(R5, wire(ARP), Label::Pass);
+            assembler = assembler.jump_if(R5, Equal, wire(ARP), pass);
         }
         // r0 becomes the address of the transport header, r5 its protocol.
         assembler = assembler
-            .jump_if_equal(R5, wire(IPV6), Label::Ipv6)
-            .jump_unless_equal(R5, wire(IPV4), Label::Redirect)
+            .jump_if(R5, Equal, wire(IPV6), ipv6)
+            .jump_if(R5, NotEqual, wire(IPV4), redirect)
             .move_register(R4, R2)
-            .add(R4, i32::from(ETHERNET + IPV4_HEADER))
-            .jump_if_above(R4, R3, Label::Redirect)
-            .load_byte(R0, R2, ETHERNET)
+            .constant(Add, R4, i32::from(ETHERNET + IPV4_HEADER))
+            .jump_if_register(R4, Greater, R3, redirect)
+            .load(Size::Byte, R0, R2, ETHERNET)
             .move_register(R4, R0)
-            .and(R4, 0xf0)
-            .jump_unless_equal(R4, 0x40, Label::Redirect)
-            .and(R0, 0x0f)
-            .shift_left(R0, 2)
-            .jump_if_below(R0, i32::from(IPV4_HEADER), Label::Redirect)
-            .load_byte(R5, R2, ETHERNET + IPV4_PROTOCOL);
+            .constant(And, R4, 0xf0)
+            .jump_if(R4, NotEqual, 0x40, redirect)
+            .constant(And, R0, 0x0f)
+            .constant(ShiftLeft, R0, 2)
+            .jump_if(R0, Less, i32::from(IPV4_HEADER), redirect)
+            .load(Size::Byte, R5, R2, ETHERNET + IPV4_PROTOCOL);
         if self.icmp {
             // Every fragment of it.
-            assembler = assembler.jump_if_equal(R5, ICMP, Label::Pass);
+            assembler = assembler.jump_if(R5, Equal, ICMP, pass);
         }
         assembler = assembler
-            .load_half(R4, R2, ETHERNET + IPV4_FRAGMENT)
-            .and(R4, wire(FRAGMENT_OFFSET))
-            .jump_unless_equal(R4, 0, Label::Redirect)
-            .add_register(R0, R2)
-            .add(R0, i32::from(ETHERNET))
-            .jump(Label::Transport)
-            .label(Label::Ipv6)
+            .load(Size::Half, R4, R2, ETHERNET + IPV4_FRAGMENT)
+            .constant(And, R4, wire(FRAGMENT_OFFSET))
+            .jump_if(R4, NotEqual, 0, redirect)
+            .register(Add, R0, R2)
+            .constant(Add, R0, i32::from(ETHERNET))
+            .jump(transport)
+            .place(ipv6)
             .move_register(R4, R2)
-            .add(R4, i32::from(ETHERNET + IPV6_HEADER))
-            .jump_if_above(R4, R3, Label::Redirect)
-            .load_byte(R5, R2, ETHERNET + IPV6_NEXT);
+            .constant(Add, R4, i32::from(ETHERNET + IPV6_HEADER))
+            .jump_if_register(R4, Greater, R3, redirect)
+            .load(Size::Byte, R5, R2, ETHERNET + IPV6_NEXT);
         if self.icmp {
-            assembler = assembler.jump_if_equal(R5, ICMPV6, Label::Pass);
+            assembler = assembler.jump_if(R5, Equal, ICMPV6, pass);
         }
         assembler = assembler
             .move_register(R0, R2)
-            .add(R0, i32::from(ETHERNET + IPV6_HEADER))
-            .label(Label::Transport)
+            .constant(Add, R0, i32::from(ETHERNET + IPV6_HEADER))
+            .place(transport)
             .move_register(R4, R0)
-            .add(R4, PORTS)
-            .jump_if_above(R4, R3, Label::Redirect)
-            .load_half(R4, R0, DESTINATION_PORT)
-            .jump_if_equal(R5, UDP, Label::Udp)
-            .jump_unless_equal(R5, TCP, Label::Redirect);
+            .constant(Add, R4, PORTS)
+            .jump_if_register(R4, Greater, R3, redirect)
+            .load(Size::Half, R4, R0, DESTINATION_PORT)
+            .jump_if(R5, Equal, UDP, udp)
+            .jump_if(R5, NotEqual, TCP, redirect);
         for port in &self.tcp {
-            assembler = assembler.jump_if_equal(R4, wire(*port), Label::Pass);
+            assembler = assembler.jump_if(R4, Equal, wire(*port), pass);
         }
-        assembler = assembler.jump(Label::Redirect).label(Label::Udp);
+        assembler = assembler.jump(redirect).place(udp);
         for port in &self.udp {
-            assembler = assembler.jump_if_equal(R4, wire(*port), Label::Pass);
+            assembler = assembler.jump_if(R4, Equal, wire(*port), pass);
         }
         assembler
     }

@@ -3,21 +3,23 @@
 use super::*;
 use crate::afxdp::program::instructions;
 use proptest::prelude::*;
+use std::fs::File;
+use std::os::fd::AsRawFd;
 
 fn filter(pass: &str) -> Result<Filter, String> {
     let spec: PortSpec = format!("afxdp:eth0?pass={pass}").parse().unwrap();
     Filter::read(&spec).map_err(|error| error.to_string())
 }
 
-/// Where the interpreter has the context, the packet and the map.
+/// Where the interpreter has the context and the packet.
 const CONTEXT: u64 = 0x1_0000;
 const PACKET: u64 = 0x2_0000;
-const MAP: i32 = 0x77;
 
 /// Runs a program as the kernel would; panics at what the verifier refuses, such as a byte that is not the packet's. True where
 /// the packet passes, false where it is redirected.
 fn run(filter: &Filter, packet: &[u8]) -> bool {
-    let program = instructions(MAP, filter);
+    let map = File::open("/dev/null").unwrap();
+    let program = instructions(&map, filter).unwrap();
     let mut registers = [0xdead_0000_0000_u64; 11];
     registers[1] = CONTEXT;
     let mut at = 0;
@@ -65,7 +67,7 @@ fn run(filter: &Filter, packet: &[u8]) -> bool {
             0xa5 => jump(left < immediate),
             0x2d => jump(left > source),
             0x18 => {
-                assert_eq!(instruction.immediate, MAP);
+                assert_eq!(instruction.immediate, map.as_raw_fd());
                 at += 1;
             }
             0x85 => {
