@@ -67,7 +67,7 @@ pub struct IsolationReport {
     pub unexplained_longest_ns: u64,
     /// Packets that violations cost.
     pub dropped: u64,
-    /// Packets that were dropped while the worker was there: overload.
+    /// Packets that were dropped for other reasons: overload, and what cannot be a violation's.
     pub dropped_without_violation: u64,
     /// What could not be known, and why.
     pub cannot_know: Vec<String>,

@@ -12,7 +12,7 @@ use crate::loop_gap::Gaps;
 use crate::loop_gap::LoopGap;
 use crate::outputs::Outputs;
 use crossbeam_queue::ArrayQueue;
-use isolation::{Gap, Isolated, Turn};
+use isolation::{Gap, Isolated, Turn, Window};
 use nic::port::{PortGone, RxQueue};
 use nic::{Batch, Counter, Pool, PortId};
 use percpu::{qsbr, tsc};
@@ -212,11 +212,7 @@ impl<A: Application> Worker<A> {
         // What the kernel sends goes on as long as any worker does.
         let brings_back = self.inputs.iter().any(|input| input.exception_of.is_some());
         let window = isolated.as_ref().and_then(Isolated::window);
-        self.outputs.set_window(window.as_ref());
-        self.inputs
-            .iter_mut()
-            .flat_map(|input| &mut input.bell)
-            .for_each(|bell| bell.set_window(window.as_ref()));
+        self.set_window(window.as_ref());
         let stay = isolated.as_ref().map(|_| Stay::begin(&self.state));
         if isolated.is_some() {
             self.long_gap = tsc::from_ns(LONG_GAP_NS);
@@ -291,14 +287,19 @@ impl<A: Application> Worker<A> {
         self.outputs.turns.end();
         self.account(tsc::now().wrapping_sub(last), moved);
         // What the end takes is no violation.
-        self.outputs.set_window(None);
-        self.inputs.iter_mut().flat_map(|input| &mut input.bell).for_each(|bell| bell.set_window(None));
+        self.set_window(None);
         drop((window, isolated));
         self.application.stop();
         if let Some(stay) = stay {
             stay.end();
         }
         (self.application, self.gap)
+    }
+
+    /// By which doorbells leave isolation.
+    fn set_window(&mut self, window: Option<&Window>) {
+        self.outputs.set_window(window);
+        self.inputs.iter_mut().flat_map(|input| &mut input.bell).for_each(|bell| bell.set_window(window));
     }
 
     /// A gap that somebody may have to answer for. A function of its own, which bench/isolation/instructions.py leaves out.

@@ -164,7 +164,11 @@ pub(crate) fn a_real_time_task_is_named() -> Result<()> {
     hog.order()?;
     let found = without_ticks(scene.violations()?);
     let pid = format!("pid {}", hog.pid());
-    all_are(&found, "a hog", |one| one.cause == "task:hog" && one.detail.starts_with(&pid))?;
+    // The kernel's thread that moves it here may announce it by an interrupt of its own, where this CPU is slow to switch.
+    let announced = |one: &Violation| one.cause == "irq:reschedule" && one.detail.contains("migration/");
+    let is_hog = |one: &Violation| one.cause == "task:hog" && one.detail.starts_with(&pid);
+    all_are(&found, "a hog", |one| is_hog(one) || announced(one))?;
+    let found: Vec<Violation> = found.into_iter().filter(is_hog).collect();
     let took_ns: u64 = found.iter().filter_map(|one| one.duration_ns).sum();
     ensure!(took_ns >= HOG.as_nanos() as u64, "only {took_ns} ns of it: {}", lines(&found));
     ensure!(scene.count(Source::Switch) > 0, "it was not signalled");
