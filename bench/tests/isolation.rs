@@ -88,8 +88,9 @@ fn assert_left_alone_by_all_the_rest(said: &Report) {
         "{report:#}"
     );
     assert!(number(&report, "/ports/2/rx_packets") > 10, "{report:#}");
-    for (key, least) in [("answers", 24), ("scrapes", 10), ("datagrams", 10)] {
-        assert!(number(&clients, &format!("/{key}")) > least, "{clients:#}");
+    // Each request once, and more than once on a machine that has the time.
+    for (key, least) in [("answers", 12), ("scrapes", 10), ("datagrams", 10)] {
+        assert!(number(&clients, &format!("/{key}")) >= least, "{clients:#}");
     }
     // A job has had what waited on the worker's CPU, too: that gives it back when it is asked for it, and by nobody's interrupt.
     assert!(number(&pool, "/least_free") < 64, "{pool:#} {report:#}");
