@@ -137,13 +137,19 @@ def table(lines):
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
 
 
-def main():
-    """Everything."""
-    parser = argparse.ArgumentParser(description="testpmd and l2fwd in turns: a table of ratios")
+def argument_parser(description):
+    """With the options of every comparison."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--programs", required=True, help="the directory of l2fwd and xdpgen")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--most-wait", type=float, default=MOST_WAIT_PERCENT, help="per cent of a run")
+    return parser
+
+
+def main():
+    """Everything."""
+    parser = argument_parser("testpmd and l2fwd in turns: a table of ratios")
     parser.add_argument("--only", help="names of measurements, separated by commas")
     args = parser.parse_args()
     if args.pairs < 1 or not 0 < args.seconds <= 60:

@@ -7,7 +7,6 @@ none, a next one when the one before has arrived; a delay is from before the cal
 and not back, and the sender's own call is in it.
 """
 
-import argparse
 import os
 import select
 import socket
@@ -15,7 +14,7 @@ import statistics
 import struct
 import time
 
-from compare import MOST_WAIT_PERCENT, Measurement, compare, end_well, generated, no_load, rows, table
+from compare import Measurement, argument_parser, compare, end_well, generated, no_load, rows, table
 from l2fwd import L2fwd
 from process import SchedulerWait
 
@@ -116,11 +115,7 @@ def waiting(programs, option, probes, seconds):
 
 def main():
     """Everything."""
-    parser = argparse.ArgumentParser(description="l2fwd's ways of waiting: rates, CPU time, and the delay of a first packet")
-    parser.add_argument("--programs", required=True, help="the directory of l2fwd and xdpgen")
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--most-wait", type=float, default=MOST_WAIT_PERCENT, help="per cent of a run")
+    parser = argument_parser("l2fwd's ways of waiting: rates, CPU time, and the delay of a first packet")
     parser.add_argument("--probes", type=int, default=200)
     args = parser.parse_args()
     if args.pairs < 1 or not 0 < args.seconds <= 60 or args.probes < 1:
