@@ -33,6 +33,10 @@ mod tap;
 pub mod traffic;
 #[cfg(not(loom))]
 mod veth;
+// Nothing opens such a port yet.
+#[cfg(not(loom))]
+#[allow(dead_code)]
+mod vfio;
 
 #[cfg(not(loom))]
 pub use {

@@ -17,7 +17,7 @@ mod words;
 pub use batch::{BATCH_SIZE, Batch};
 pub use frame::Frame;
 pub(crate) use frame::Returned;
-pub use packet::{Packet, Segments};
+pub use packet::{Checksum, Packet, Segments};
 pub use pool::{Audit, MIN_HEADROOM, Pool, PoolConfig, PoolError};
 pub use region::{PageChoice, PageSize, Region, RegionError};
 pub use registry::MAX_POOLS;

@@ -28,6 +28,23 @@ pub struct Packet {
 
 const _: () = assert!(mem::size_of::<Packet>() == 16);
 
+/// What the device that a packet came in by says of its checksums.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Checksum {
+    /// Nothing: the port was not asked to check, or the device knows no such packet.
+    #[default]
+    Unknown,
+    /// That of IPv4's header, where there is one, and that of TCP or UDP are right.
+    Good,
+    /// One of them is wrong.
+    Bad,
+}
+
+/// Bits of a packet's flags.
+const CHECKSUM_GOOD: u16 = 1;
+const CHECKSUM_BAD: u16 = 2;
+const FILL_CHECKSUM: u16 = 4;
+
 /// Bytes at a frame's start that hold the rest of a chain's segment: what a `Packet` holds for the first one.
 pub(crate) const SEGMENT_HEADER: usize = 64;
 
@@ -134,6 +151,42 @@ impl Packet {
     #[inline]
     pub fn set_port(&mut self, port: PortId) {
         self.port = port.0;
+    }
+
+    /// What the receiving device says of its checksums.
+    #[inline]
+    pub fn checksum(&self) -> Checksum {
+        match self.flags & (CHECKSUM_GOOD | CHECKSUM_BAD) {
+            0 => Checksum::Unknown,
+            CHECKSUM_GOOD => Checksum::Good,
+            _ => Checksum::Bad,
+        }
+    }
+
+    /// For drivers: what the device says.
+    #[inline]
+    #[allow(dead_code)] // until a driver of this table uses it
+    pub(crate) fn set_checksum(&mut self, checksum: Checksum) {
+        let bits = match checksum {
+            Checksum::Unknown => 0,
+            Checksum::Good => CHECKSUM_GOOD,
+            Checksum::Bad => CHECKSUM_BAD,
+        };
+        self.flags = self.flags & !(CHECKSUM_GOOD | CHECKSUM_BAD) | bits;
+    }
+
+    /// Whether the sending device is to fill in the checksums of IPv4's header and of TCP or UDP; off for every packet that comes in. A port that was not opened
+    /// with `checksum=on` sends it as it is.
+    #[inline]
+    pub fn fill_checksum(&mut self, on: bool) {
+        self.flags = if on { self.flags | FILL_CHECKSUM } else { self.flags & !FILL_CHECKSUM };
+    }
+
+    /// Whether [`fill_checksum`](Self::fill_checksum) was asked for.
+    #[inline]
+    #[allow(dead_code)] // as above
+    pub(crate) fn wants_checksum(&self) -> bool {
+        self.flags & FILL_CHECKSUM != 0
     }
 
     /// Grows the data at its front into the headroom by `count` bytes and returns them (their content is whatever was

@@ -1,0 +1,174 @@
+//! What a device driver is: a line in the table of drivers, and how it opens a NIC.
+//!
+//! A driver gets a [`PciFunction`] that is bound, mapped and reset, and gives back queues and a [`Nic`], the control side. Everything about VFIO,
+//! specifications and PCI stays outside.
+#![forbid(unsafe_code)]
+
+use super::dma::PoolMapping;
+use super::function::PciFunction;
+use super::gate::Gate;
+use crate::memory::Pool;
+use crate::port::{LinkState, MacAddress, PortId, RxQueue, TxQueue};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use thiserror::Error;
+
+/// A device that a driver knows.
+pub(crate) struct KnownDevice {
+    /// PCI vendor.
+    pub(crate) vendor: u16,
+    /// PCI device.
+    pub(crate) device: u16,
+    /// The chip's name: `82576`.
+    pub(crate) name: &'static str,
+}
+
+/// A driver for a family of NICs.
+pub(crate) struct NicDriver {
+    /// Its name: `igb`.
+    pub(crate) name: &'static str,
+    /// Every device it drives.
+    pub(crate) devices: &'static [KnownDevice],
+    /// The most receive and transmit queues that any of them has.
+    pub(crate) max_queues: u16,
+    /// Ring sizes it can have: least and most, and what they are multiples of (or powers of two, where a driver checks that in `open`).
+    pub(crate) ring_sizes: (u16, u16, u16),
+    /// The longest MTU.
+    pub(crate) max_mtu: usize,
+    /// Bytes of BAR 0 that it needs at least; 0 where it finds its registers otherwise.
+    pub(crate) registers_bytes: usize,
+    /// Keys of a specification that this driver takes besides the common ones.
+    pub(crate) options: &'static [&'static str],
+    /// Opens a NIC: queues are set up, and it receives when this returns.
+    pub(crate) open: fn(&Arc<dyn PciFunction>, &NicConfig<'_>) -> Result<OpenNic, NicError>,
+}
+
+/// What the user and the worker threads want of a NIC. All numbers are within what the [`NicDriver`] says.
+pub(crate) struct NicConfig<'a> {
+    /// The port's name, for messages of the log.
+    pub(crate) name: &'a str,
+    /// Receive queues; more than one means RSS.
+    pub(crate) rx_queues: u16,
+    /// Transmit queues.
+    pub(crate) tx_queues: u16,
+    /// Descriptors of each receive ring.
+    pub(crate) rx_ring: u16,
+    /// Descriptors of each transmit ring.
+    pub(crate) tx_ring: u16,
+    /// Bytes behind the Ethernet header that a packet may have, VLAN tags not counted.
+    pub(crate) mtu: usize,
+    /// Receive packets for other stations too.
+    pub(crate) promiscuous: bool,
+    /// Let the device check (receive) and fill in (transmit) checksums.
+    pub(crate) checksum: bool,
+    /// VLANs whose packets are received; all where it is empty.
+    pub(crate) vlans: &'a [u16],
+    /// The frames to use, and where the device finds them.
+    pub(crate) frames: &'a Arc<PoolMapping>,
+    /// The number of the port, to be written into received packets.
+    pub(crate) id: PortId,
+    /// A driver's own options: key and value.
+    pub(crate) options: &'a [(String, String)],
+}
+
+impl NicConfig<'_> {
+    /// The frames to use.
+    pub(crate) fn pool(&self) -> &Pool {
+        self.frames.pool()
+    }
+
+    /// The longest packet, with the Ethernet header and two VLAN tags, without the frame check sequence.
+    pub(crate) fn max_packet_len(&self) -> usize {
+        self.mtu + 14 + 8
+    }
+
+    /// The value of one of the driver's own options.
+    pub(crate) fn option(&self, key: &str) -> Option<&str> {
+        self.options.iter().find(|(known, _)| known == key).map(|(_, value)| value.as_str())
+    }
+}
+
+/// Why a NIC cannot be had; one line with the way out, without the port's name.
+#[derive(Debug, Error)]
+pub(crate) enum NicError {
+    /// The specification asks for what this device has not.
+    #[error("{0}")]
+    Specification(String),
+    /// The device does not do what it should.
+    #[error("{0}")]
+    Device(String),
+    /// The system refused memory, a mapping, interrupts.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel answered.
+        source: std::io::Error,
+    },
+}
+
+/// An open NIC.
+pub(crate) struct OpenNic {
+    /// The control side.
+    pub(crate) nic: Box<dyn Nic>,
+    /// As many as were asked for.
+    pub(crate) rx: Vec<Box<dyn RxQueue>>,
+    /// As many as were asked for.
+    pub(crate) tx: Vec<Box<dyn TxQueue>>,
+}
+
+/// The control side of an open NIC. Used by the control thread: it may take microseconds, and never blocks.
+pub(crate) trait Nic: Send {
+    /// How it runs, in a few words: `82576, 2 queues, RSS`.
+    fn mode(&self) -> String;
+
+    /// Its own Ethernet address.
+    fn mac(&self) -> MacAddress;
+
+    /// The link; [`LinkState::Gone`] where the device answers no more.
+    fn link(&mut self) -> LinkState;
+
+    /// Reads the device's statistics into the queues' drop counters and its own; looks for a hang, and takes the next step of a recovery.
+    fn refresh(&mut self);
+
+    /// Numbers of the device, for the report: data-sheet names in lower case.
+    fn extra_counters(&self) -> Vec<(String, u64)>;
+}
+
+/// Stops the device once and for all, before the first of its frames or rings is freed. Every queue and the [`Nic`] have it; each calls
+/// [`halt`](Self::halt) when it is dropped, before it gives back its frames.
+pub(crate) struct Halt {
+    function: Arc<dyn PciFunction>,
+    halted: AtomicBool,
+    /// Every queue's gate, for a recovery.
+    pub(crate) gates: Vec<Arc<Gate>>,
+}
+
+impl Halt {
+    /// For a NIC of so many queues of both kinds.
+    pub(crate) fn new(function: Arc<dyn PciFunction>, queues: usize) -> Arc<Self> {
+        Arc::new(Self {
+            function,
+            halted: AtomicBool::new(false),
+            gates: (0..queues).map(|_| Arc::default()).collect(),
+        })
+    }
+
+    /// Ends all its memory accesses. The first call does it, the others find it done: whoever comes second waits for the first by the order in which a
+    /// port is closed (all queues and the control side are dropped by one thread).
+    pub(crate) fn halt(&self) {
+        if !self.halted.swap(true, Ordering::AcqRel) {
+            self.function.set_bus_master(false);
+        }
+    }
+
+    /// True once it has been halted for good.
+    pub(crate) fn is_halted(&self) -> bool {
+        self.halted.load(Ordering::Acquire)
+    }
+
+    /// The function, for a recovery.
+    pub(crate) fn function(&self) -> &Arc<dyn PciFunction> {
+        &self.function
+    }
+}
