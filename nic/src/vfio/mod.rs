@@ -12,6 +12,7 @@ mod drivers;
 mod error;
 pub(crate) mod function;
 pub(crate) mod gate;
+pub(crate) mod intel;
 pub(crate) mod iova;
 #[cfg(test)]
 pub(crate) mod model;
