@@ -112,6 +112,8 @@ fn hardware_interrupts_by_msix() {
     let function = open(&addresses()[0]).unwrap();
     let registers = function.bar(0).unwrap();
     println!("{} MSI-X vectors", function.msix_vectors());
+    // An interrupt is a write to memory.
+    function.set_bus_master(true);
     assert!(function.enable_msix(function.msix_vectors() + 1).is_err());
     for count in [1, 3] {
         let events = function.enable_msix(count).unwrap();
