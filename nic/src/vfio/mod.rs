@@ -12,6 +12,8 @@ mod drivers;
 mod error;
 pub(crate) mod function;
 pub(crate) mod gate;
+#[cfg(test)]
+mod hardware;
 pub(crate) mod intel;
 pub(crate) mod iova;
 #[cfg(test)]
