@@ -1,1 +1,2 @@
 //! The drivers, a folder each.
+pub(super) mod igb;
