@@ -215,3 +215,22 @@ fn guest_vfio_drives_nics() {
     };
     machine.converse(&kit, run).unwrap_or_else(|error| panic!("{error}"));
 }
+
+#[test]
+fn guest_by_hand() {
+    let kit = kit("by hand").unwrap();
+    let l2fwd = build_static("apps", "l2fwd").unwrap_or_else(|error| panic!("{error}"));
+    let run = |session: &mut Session| {
+        for address in ADDRESSES {
+            session.run(&format!("echo vfio-pci >/sys/bus/pci/devices/{address}/driver_override; [ -e /sys/bus/pci/devices/{address}/driver ] && echo {address} >/sys/bus/pci/devices/{address}/driver/unbind; echo {address} >/sys/bus/pci/drivers_probe"))?;
+        }
+        let traffic = Traffic { frames: FRAMES, ..Traffic::default() };
+        forwards(session, IGB, "", "", &traffic)?;
+        Ok(())
+    };
+    machine("by-hand")
+        .file("bin/l2fwd", &l2fwd)
+        .timeout(Duration::from_secs(100))
+        .converse(&kit, run)
+        .unwrap_or_else(|error| panic!("{error}"));
+}
