@@ -112,6 +112,18 @@ fn all_pairs(session: &mut Session) -> Result<(), VmError> {
     Ok(())
 }
 
+/// Two workers, each with a queue of each port: both have their share, and no flow changes its order.
+fn shares(session: &mut Session) -> Result<(), VmError> {
+    for nics in [IGB, E1000E] {
+        let traffic = Traffic { frames: FRAMES, flows: 64, ..Traffic::default() };
+        let report = forwards(session, nics, "queues=2", "--queues-per-worker 2", &traffic)?;
+        let packets = [0, 1].map(|worker| number(&report, &format!("/workers/{worker}/packets")));
+        println!("{packets:?} packets by worker");
+        assert!(packets.iter().all(|share| *share > 2 * FRAMES / 4), "{report:#}");
+    }
+    Ok(())
+}
+
 /// The project's promise: a worker that drives NICs, under traffic, and the kernel leaves it alone.
 fn strict(session: &mut Session) -> Result<(), VmError> {
     session.run("guest --quieten")?;
@@ -207,6 +219,8 @@ fn guest_vfio_drives_nics() {
         let took = |what: &str| println!("{what}: done after {:.1} s", start.elapsed().as_secs_f64());
         all_pairs(session)?;
         took("pairs");
+        shares(session)?;
+        took("shares");
         binds_and_is_killed(session)?;
         took("binding");
         strict(session)?;
