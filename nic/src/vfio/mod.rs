@@ -11,5 +11,6 @@ pub(crate) mod iova;
 #[cfg(test)]
 pub(crate) mod model;
 pub(crate) mod nic;
+pub(crate) mod pci;
 pub(crate) mod registers;
 mod table;
