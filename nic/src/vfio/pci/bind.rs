@@ -21,8 +21,6 @@ use std::time::{Duration, Instant};
 const VFIO_PCI: &str = "vfio-pci";
 /// How long a driver may take to come or go: some load firmware.
 const DRIVER_LIMIT: Duration = Duration::from_secs(30);
-/// How long the rest may take: a link, a device node.
-const LIMIT: Duration = Duration::from_secs(10);
 /// How long somebody who has the device open is waited for: one that was killed gives it back when its memory is unmapped.
 const HOLDER_LIMIT: Duration = Duration::from_secs(2);
 
@@ -116,17 +114,20 @@ impl Plan {
                 claim => claim?,
             };
             if let Some(Claim { record, .. }) = &claim {
+                let before = record.driver.as_deref().unwrap_or("no driver");
+                let address = device.address();
                 tracing::info!(
-                    "{} was left on vfio-pci by a process that is dead; {} gets it back at the end",
-                    device.address(),
-                    record.driver.as_deref().unwrap_or("no driver")
+                    "{address} was left on vfio-pci by a process that is dead: it goes back to {before} at the end"
                 );
             }
-            let binding = Binding { device, wishes, claim };
-            binding.wait_for_node()?;
-            return Ok(binding);
+            // Whoever had it may have given it back meanwhile.
+            if claim.is_some() || is_bound(&device) {
+                let binding = Binding { device, wishes, claim };
+                binding.wait_for_node()?;
+                return Ok(binding);
+            }
         }
-        let claim = file.claim(Record::of(&device)?, remembered)?;
+        let claim = file.claim(|| Record::of(&device), remembered)?;
         // From here on its Drop undoes it.
         let mut binding = Binding { device, wishes, claim: Some(claim) };
         match binding.take().and_then(|()| binding.wait_for_node()) {
@@ -144,7 +145,7 @@ impl Plan {
 /// What to remember of a device, by what a dead process remembered and what it is now: a driver that has it now is somebody's later choice, but
 /// where none has it, that process was killed on its way, and may have left its own reservation.
 fn remembered(dead: Record, mut now: Record) -> Record {
-    if now.driver.is_none() {
+    if now.driver.as_deref().is_none_or(|driver| driver == VFIO_PCI) {
         now.driver = dead.driver;
     }
     if now.driver_override.as_deref() == Some(VFIO_PCI) {
@@ -167,10 +168,13 @@ impl Binding {
         let device = &self.device;
         let sysfs = device.sysfs();
         sysfs
-            .write(&device.file("driver_override"), VFIO_PCI, LIMIT)
+            .write(&device.file("driver_override"), VFIO_PCI, sysfs.limit())
             .map_err(step(device, "reserve it for vfio-pci (driver_override)"))?;
-        if let Some(driver) = device.driver() {
-            unbind(device, &driver)?;
+        match device.driver() {
+            // By a process that died meanwhile, or by hand.
+            Some(driver) if group::is_vfio(&driver) => return Ok(()),
+            Some(driver) => unbind(device, &driver)?,
+            None => {}
         }
         let bind = format!("/sys/bus/pci/drivers/{VFIO_PCI}/bind");
         let address = device.address().to_string();
@@ -223,14 +227,26 @@ impl Binding {
         let there = || {
             self.cdev_path().is_some() || self.group_path().is_ok_and(|path| self.device.sysfs().has(&path))
         };
-        if !until(LIMIT, there) {
+        if !until(self.device.sysfs().limit(), there) {
             let what = match self.group_path() {
                 Ok(path) => format!("there is no {path}"),
                 Err(_) => "vfio-pci has made no group for it".into(),
             };
-            return Err(too_late(&self.device, what, LIMIT));
+            return Err(too_late(&self.device, what));
         }
         Ok(())
+    }
+
+    /// Whether the device goes back at the end.
+    #[cfg(test)]
+    pub(super) fn is_to_be_undone(&self) -> bool {
+        self.claim.is_some()
+    }
+
+    /// Ends as a process does that is killed.
+    #[cfg(test)]
+    pub(super) fn die(mut self) {
+        self.claim = None;
     }
 
     /// Gives the device back now, and says what went wrong.
@@ -272,15 +288,15 @@ pub(super) fn put_back(device: &PciDevice, record: &Record) -> Result<PutBack, P
         // A newline is the way to say none.
         let before = record.driver_override.as_deref().unwrap_or("\n");
         sysfs
-            .write(&device.file("driver_override"), before, LIMIT)
+            .write(&device.file("driver_override"), before, sysfs.limit())
             .map_err(step(device, "end its reservation for vfio-pci (driver_override)"))?;
     }
     match device.driver() {
+        Some(driver) if Some(&driver) == record.driver.as_ref() => return Ok(PutBack::Back),
         Some(driver) if driver == VFIO_PCI => {
             wait_until_free(device)?;
             unbind(device, &driver)?;
         }
-        Some(driver) if Some(&driver) == record.driver.as_ref() => return Ok(PutBack::Back),
         Some(driver) => return Ok(PutBack::Foreign(driver)),
         None => {}
     }
@@ -296,7 +312,7 @@ pub(super) fn put_back(device: &PciDevice, record: &Record) -> Result<PutBack, P
             .map_err(step(device, format!("have the kernel look for its driver {driver} (drivers_probe)")))?;
     }
     match bound {
-        Err(source) if !until(LIMIT, is_back) => {
+        Err(source) if !until(sysfs.limit(), is_back) => {
             Err(step(device, format!("give it back to its driver {driver}"))(source))
         }
         _ => wait(device, &format!("its driver {driver} has not taken it back"), is_back),
@@ -330,11 +346,11 @@ fn wait_until_free(device: &PciDevice) -> Result<(), PciError> {
 }
 
 fn wait(device: &PciDevice, what: &str, done: impl Fn() -> bool) -> Result<(), PciError> {
-    if until(LIMIT, done) { Ok(()) } else { Err(too_late(device, what.to_owned(), LIMIT)) }
+    if until(device.sysfs().limit(), done) { Ok(()) } else { Err(too_late(device, what.to_owned())) }
 }
 
-fn too_late(device: &PciDevice, what: String, limit: Duration) -> PciError {
-    PciError::TooLate { address: device.address(), what, limit_s: limit.as_secs() }
+fn too_late(device: &PciDevice, what: String) -> PciError {
+    PciError::TooLate { address: device.address(), what, limit: device.sysfs().limit() }
 }
 
 fn busy(device: &PciDevice, path: &str) -> PciError {

@@ -8,6 +8,7 @@ use crate::port::PortError;
 use crate::spec::PortSpec;
 use crate::vfio::function::PciId;
 use std::io;
+use std::time::Duration;
 use thiserror::Error;
 
 /// Why not. One line each, without the port's name.
@@ -197,14 +198,14 @@ pub(crate) enum PciError {
         source: io::Error,
     },
     /// A step of the binding took no effect.
-    #[error("{address}: {what} after {limit_s} s: dmesg may tell why")]
+    #[error("{address}: {what} after {limit:?}: dmesg may tell why")]
     TooLate {
         /// Where.
         address: PciAddress,
         /// What has not happened.
         what: String,
         /// How long it was waited for.
-        limit_s: u64,
+        limit: Duration,
     },
     /// The device was given back to nobody, after a failure.
     #[error("{problem}; and it could not be put back: {undoing}: run \"isoplane restore\"")]

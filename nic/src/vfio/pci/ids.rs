@@ -48,17 +48,16 @@ pub(crate) fn listed(sysfs: &Sysfs, id: PciId) -> Option<String> {
 /// In the text of such a list: `8086  Intel Corporation`, and below it with a tab `10c9  82576 Gigabit Network Connection`.
 fn find(list: impl BufRead, id: PciId) -> Option<String> {
     let (vendor, device) = (format!("{:04x}  ", id.vendor), format!("\t{:04x}  ", id.device));
-    let mut within = None;
+    let mut within = false;
     // Not all names of vendors are UTF-8.
     for line in list.split(b'\n').map_while(Result::ok) {
         let line = String::from_utf8_lossy(&line);
-        if let Some(name) = line.strip_prefix(vendor.as_str()) {
-            within = Some(name.trim().to_owned());
-        } else if within.is_some() && line.starts_with(|first: char| !"\t#".contains(first)) {
-            return None;
-        } else if let (Some(vendor), Some(name)) = (&within, line.strip_prefix(device.as_str())) {
-            let vendor = vendor.split_whitespace().next().unwrap_or_default();
-            return Some(format!("{vendor} {}", name.trim()));
+        match line.strip_prefix(device.as_str()) {
+            _ if line.starts_with(vendor.as_str()) => within = true,
+            // The next vendor.
+            _ if within && line.starts_with(|first: char| !"\t#".contains(first)) => return None,
+            Some(name) if within => return Some(name.trim().to_owned()),
+            _ => {}
         }
     }
     None

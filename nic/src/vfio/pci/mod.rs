@@ -9,7 +9,12 @@ pub(crate) mod bind;
 pub(crate) mod errors;
 pub(crate) mod group;
 mod holders;
+pub mod host;
 pub(crate) mod ids;
+#[cfg(test)]
+pub(crate) mod machine;
 pub(crate) mod state;
 pub(crate) mod sysfs;
+#[cfg(test)]
+mod tests;
 mod traffic;

@@ -160,10 +160,11 @@ impl StateFile {
         }
     }
 
-    /// Makes it ours and writes `now` to it. What a dead process left there is passed to `merge`, which says what to remember instead.
+    /// Makes it ours and writes `now` to it, which is asked when nobody else has the device. What a dead process left there is passed to `merge`
+    /// beside it, which says what to remember.
     pub(crate) fn claim(
         &self,
-        now: Record,
+        now: impl Fn() -> Result<Record, PciError>,
         merge: impl Fn(Record, Record) -> Record,
     ) -> Result<Claim, PciError> {
         self.patiently(|| {
@@ -171,9 +172,9 @@ impl StateFile {
             let old = self.open()?;
             let record = match &old {
                 Some(Claim { record, .. }) if record.is_of_this_boot(&self.sysfs) => {
-                    merge(record.clone(), now.clone())
+                    merge(record.clone(), now()?)
                 }
-                _ => now.clone(),
+                _ => now()?,
             };
             let file = self.replace(&record)?;
             // Unlocked only now that the new one has its name.

@@ -24,6 +24,8 @@ const CLASS_PCI_BRIDGE: u32 = 0x0604;
 const IORESOURCE_MEM: u64 = 0x200;
 /// BARs of a function.
 pub(crate) const BARS: usize = 6;
+/// How long a link or a device node may take to appear.
+const LIMIT: Duration = Duration::from_secs(10);
 /// Between two looks at something that is to happen.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -61,20 +63,26 @@ impl Kernel for RunningKernel {
 pub(crate) struct Sysfs {
     root: PathBuf,
     kernel: Arc<dyn Kernel>,
+    limit: Duration,
 }
 
 impl Default for Sysfs {
     /// This machine.
     fn default() -> Self {
-        Self { root: "/".into(), kernel: Arc::new(RunningKernel) }
+        Self { root: "/".into(), kernel: Arc::new(RunningKernel), limit: LIMIT }
     }
 }
 
 impl Sysfs {
-    /// The machine below `root`.
+    /// The machine below `root`, which takes at most so long to do anything.
     #[cfg(test)]
-    pub(crate) fn at(root: impl Into<PathBuf>, kernel: Arc<dyn Kernel>) -> Self {
-        Self { root: root.into(), kernel }
+    pub(crate) fn at(root: impl Into<PathBuf>, kernel: Arc<dyn Kernel>, limit: Duration) -> Self {
+        Self { root: root.into(), kernel, limit }
+    }
+
+    /// How long what was asked for may take to show.
+    pub(crate) fn limit(&self) -> Duration {
+        self.limit
     }
 
     /// Where a file of the machine is.
@@ -337,7 +345,7 @@ pub(crate) fn hexadecimal(text: &str) -> Option<u64> {
 }
 
 /// The file `resource`: first and last address and flags, a line for each BAR.
-fn bar_sizes(text: &str) -> [u64; BARS] {
+pub(super) fn bar_sizes(text: &str) -> [u64; BARS] {
     let mut sizes = [0; BARS];
     for (size, line) in sizes.iter_mut().zip(text.lines()) {
         let mut numbers = line.split_whitespace().map(hexadecimal);
