@@ -1,1 +1,2 @@
 //! The drivers, a folder each.
+pub(crate) mod e1000e;

@@ -11,8 +11,6 @@ use super::registers::rctl;
 const CRC: usize = 4;
 /// The longest packet without RCTL.LPE, CRC included (10.2.5, RCTL.LPE).
 const LONG: usize = 1522;
-/// The longest packet that it receives and sends at all, CRC included.
-pub(super) const JUMBO: usize = 9018;
 
 /// What the device is told, and what follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +41,7 @@ impl ReceiveBuffers {
             256.. => (3 << rctl::BSIZE_SHIFT, 256),
             _ => return None,
         };
-        Some(Self { rctl: rctl::LPE | field, bytes, longest: (mtu + 14 + 8).min(JUMBO - CRC) })
+        Some(Self { rctl: rctl::LPE | field, bytes, longest: mtu + 14 + 8 })
     }
 }
 
@@ -65,7 +63,7 @@ mod tests {
         let buffers = ReceiveBuffers::new(2048, 1500).unwrap();
         assert_eq!((buffers.bytes, buffers.longest), (2048, 1522));
         let buffers = ReceiveBuffers::new(3968, 9000).unwrap();
-        assert_eq!((buffers.rctl >> rctl::FLXBUF_SHIFT, buffers.bytes, buffers.longest), (3, 3072, 9014));
+        assert_eq!((buffers.rctl >> rctl::FLXBUF_SHIFT, buffers.bytes, buffers.longest), (3, 3072, 9022));
         assert_eq!(ReceiveBuffers::new(255, 1500), None);
     }
 

@@ -65,7 +65,8 @@ fn owning<T>(chip: &Chip, body: impl FnOnce() -> T) -> T {
 /// Sees to it that there is a link or that one is being negotiated; false where the PHY does not answer.
 pub(super) fn bring_up(chip: &Chip) -> bool {
     // The MAC takes speed and duplex from the PHY. No flow control: a port that is too slow drops, and says so.
-    chip.modify(CTRL, ctrl::FRCSPD | ctrl::FRCDPLX | ctrl::RFCE | ctrl::TFCE | ctrl::VME, ctrl::SLU);
+    let off = ctrl::GIO_MASTER_DISABLE | ctrl::FRCSPD | ctrl::FRCDPLX | ctrl::RFCE | ctrl::TFCE | ctrl::VME;
+    chip.modify(CTRL, off, ctrl::SLU);
     owning(chip, || {
         let control = read(chip, BMCR)?;
         // The bit for the link remembers that it was down: the second look is the present.

@@ -12,12 +12,12 @@ use std::time::Duration;
 
 /// Until no request is under way: completion time-outs of PCI Express are shorter.
 const MASTER_DISABLE: Duration = Duration::from_millis(80);
-/// Between the last transmission's start and the reset.
-const SETTLE: Duration = Duration::from_millis(10);
+/// Between the last transmission's start and the reset. A model needs none.
+const SETTLE: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 10 });
 /// Until the reset has ended and the NVM has been read: it takes a few milliseconds.
 const RESET: Duration = Duration::from_millis(500);
 /// Then the firmware configures the PHY, and says nothing when it is done.
-const PHY_CONFIGURATION: Duration = Duration::from_millis(25);
+const PHY_CONFIGURATION: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 25 });
 
 /// Has it stop: no interrupt, no packet, no new request as a bus master.
 pub(super) fn quiesce(chip: &Chip) {

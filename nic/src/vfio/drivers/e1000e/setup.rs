@@ -4,9 +4,9 @@
 #![forbid(unsafe_code)]
 
 use super::buffers::ReceiveBuffers;
+use super::phy;
 use super::registers::*;
 use super::statistics::Statistics;
-use super::phy;
 use crate::port::MacAddress;
 
 /// Where a ring is, for the device.
@@ -39,9 +39,9 @@ pub(super) struct Setup {
 
 /// The key of Microsoft's verification suite for RSS, which most drivers use.
 pub(super) const RSS_KEY: [u8; 40] = [
-    0x6d, 0x5a, 0x56, 0xda, 0x25, 0x5b, 0x0e, 0xc2, 0x41, 0x67, 0x25, 0x3d, 0x43, 0xa3, 0x8f, 0xb0, 0xd0, 0xca,
-    0x2b, 0xcb, 0xae, 0x7b, 0x30, 0xb4, 0x77, 0xcb, 0x2d, 0xa3, 0x80, 0x30, 0xf2, 0x0c, 0x6a, 0x42, 0xb7, 0x3b,
-    0xbe, 0xac, 0x01, 0xfa,
+    0x6d, 0x5a, 0x56, 0xda, 0x25, 0x5b, 0x0e, 0xc2, 0x41, 0x67, 0x25, 0x3d, 0x43, 0xa3, 0x8f, 0xb0, 0xd0,
+    0xca, 0x2b, 0xcb, 0xae, 0x7b, 0x30, 0xb4, 0x77, 0xcb, 0x2d, 0xa3, 0x80, 0x30, 0xf2, 0x0c, 0x6a, 0x42,
+    0xb7, 0x3b, 0xbe, 0xac, 0x01, 0xfa,
 ];
 /// Four entries of the redirection table, whose bit 7 is the queue: 0, 1, 0, 1.
 const RETA_ALTERNATING: u32 = 0x8000_8000;
@@ -50,8 +50,11 @@ const RETA_ALTERNATING: u32 = 0x8000_8000;
 const RXDCTL: u32 =
     32 << dctl::PTHRESH_SHIFT | 4 << dctl::HTHRESH_SHIFT | 1 << dctl::WTHRESH_SHIFT | dctl::GRAN;
 /// The same for transmitting, with the bit that has to be set.
-const TXDCTL: u32 =
-    31 << dctl::PTHRESH_SHIFT | 1 << dctl::HTHRESH_SHIFT | 1 << dctl::WTHRESH_SHIFT | dctl::GRAN | dctl::COUNT_DESC;
+const TXDCTL: u32 = 31 << dctl::PTHRESH_SHIFT
+    | 1 << dctl::HTHRESH_SHIFT
+    | 1 << dctl::WTHRESH_SHIFT
+    | dctl::GRAN
+    | dctl::COUNT_DESC;
 
 impl Setup {
     /// Tells the device, which has just been reset; it receives when this returns, into buffers it is still to be given.
