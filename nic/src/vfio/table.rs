@@ -6,7 +6,11 @@ use super::function::PciId;
 use super::nic::{KnownDevice, NicDriver};
 
 /// All of them.
-pub(in crate::vfio) static NIC_DRIVERS: &[&NicDriver] = &[&drivers::igb::DRIVER];
+#[rustfmt::skip]
+pub(in crate::vfio) static NIC_DRIVERS: &[&NicDriver] = &[
+    &drivers::e1000e::DRIVER,
+    &drivers::igb::DRIVER,
+];
 
 /// The driver for a device, and what it calls it.
 pub(in crate::vfio) fn find(id: PciId) -> Option<(&'static NicDriver, &'static KnownDevice)> {

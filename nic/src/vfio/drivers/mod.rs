@@ -1,2 +1,4 @@
 //! The drivers, a folder each.
+
+pub(super) mod e1000e;
 pub(super) mod igb;
