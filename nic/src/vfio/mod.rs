@@ -7,6 +7,7 @@ pub(crate) mod dma;
 mod drivers;
 pub(crate) mod function;
 pub(crate) mod gate;
+pub(crate) mod intel;
 pub(crate) mod iova;
 #[cfg(test)]
 pub(crate) mod model;
