@@ -5,7 +5,7 @@ use super::function::PciId;
 use super::nic::{KnownDevice, NicDriver};
 
 /// All of them.
-pub(super) static NIC_DRIVERS: &[&NicDriver] = &[];
+pub(super) static NIC_DRIVERS: &[&NicDriver] = &[&super::drivers::ixgbe::DRIVER];
 
 /// The driver for a device, and what it calls it.
 pub(super) fn find(id: PciId) -> Option<(&'static NicDriver, &'static KnownDevice)> {

@@ -6,6 +6,7 @@ use super::registers::STATUS;
 use crate::vfio::function::PciFunction;
 use crate::vfio::nic::NicError;
 use crate::vfio::registers::Registers;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -42,7 +43,11 @@ pub(super) struct Device {
     pub(super) chip: &'static Chip,
     pub(super) function: Arc<dyn PciFunction>,
     pub(super) clock: Arc<dyn Clock>,
+    hurry: Cell<bool>,
 }
+
+/// The longest wait of whoever is in a hurry.
+const SHORTLY: Duration = Duration::from_millis(2);
 
 impl Device {
     /// The device behind a function; its registers are BAR 0.
@@ -53,7 +58,7 @@ impl Device {
     ) -> Result<Self, NicError> {
         let registers =
             function.bar(0).map_err(|source| NicError::System { what: "mapping its registers", source })?;
-        Ok(Self { registers, chip, function: Arc::clone(function), clock })
+        Ok(Self { registers, chip, function: Arc::clone(function), clock, hurry: Cell::new(false) })
     }
 
     /// All registers.
@@ -83,6 +88,16 @@ impl Device {
         self.clock.sleep(duration);
     }
 
+    /// From now on no wait lasts long.
+    pub(super) fn hurry(&self) {
+        self.hurry.set(true);
+    }
+
+    /// Whether that was said.
+    pub(super) fn is_in_hurry(&self) -> bool {
+        self.hurry.get()
+    }
+
     /// Reads a register until it is as it should be: so many times at most, and so far apart.
     pub(super) fn wait(
         &self,
@@ -91,6 +106,8 @@ impl Device {
         apart: Duration,
         done: impl Fn(u32) -> bool,
     ) -> bool {
+        let short = (SHORTLY.as_nanos() / apart.as_nanos().max(1)) as u32;
+        let tries = if self.is_in_hurry() { tries.min(short.max(1)) } else { tries };
         for left in (0..tries).rev() {
             let value = self.read(register);
             // None of those that are waited for can have all bits set.
