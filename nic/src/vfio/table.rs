@@ -10,6 +10,7 @@ use super::nic::{KnownDevice, NicDriver};
 pub(in crate::vfio) static NIC_DRIVERS: &[&NicDriver] = &[
     &drivers::e1000e::DRIVER,
     &drivers::igb::DRIVER,
+    &drivers::ixgbe::DRIVER,
 ];
 
 /// The driver for a device, and what it calls it.

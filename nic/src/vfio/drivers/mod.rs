@@ -2,3 +2,4 @@
 
 pub(super) mod e1000e;
 pub(super) mod igb;
+pub(super) mod ixgbe;
