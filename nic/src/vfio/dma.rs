@@ -39,6 +39,18 @@ pub(crate) fn observe() {
     }
 }
 
+/// Everything written before is seen by a device before anything is read that comes after: for a driver and a device that each write a word and then look
+/// at the other's. The one barrier that costs time, so once a burst at the most.
+#[inline(always)]
+pub(crate) fn exchange() {
+    fence(Ordering::SeqCst);
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!("dmb osh", options(nostack, preserves_flags));
+    }
+}
+
 /// What translates a device's addresses.
 pub(crate) trait Iommu: Send + Sync {
     /// The addresses that may be mapped.
