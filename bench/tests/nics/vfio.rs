@@ -37,6 +37,8 @@ fn machine(name: &str) -> Guest {
         .nic(&format!("{virtio},addr=0x0a"))
         .nic(&format!("{virtio},addr=0x0b"))
         .module("virtio_net")
+        // A process is not given isolated CPUs by itself.
+        .run("taskset -p 7 1")
 }
 
 /// A port's specification.
