@@ -1,5 +1,7 @@
 //! NICs in a guest: the test sends frames into one and receives them from another.
 
+mod binding;
+
 use crate::common::{forwarder, kit, number};
 use bench::vm::{Guest, Session, Traffic, VmError, build_static};
 use std::time::Duration;
