@@ -34,7 +34,7 @@ mod wire;
 pub use error::VmError;
 pub use guest::Guest;
 pub use kit::Kit;
-pub use program::{build_static, build_static_test};
+pub use program::{build_static, build_static_test, build_static_unit_tests};
 pub use report::{CheckResult, Outcome, Report};
 pub use session::Session;
 pub use wire::{Tallies, Tally, Traffic, Wire};

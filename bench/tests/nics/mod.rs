@@ -1,5 +1,6 @@
 //! NICs in a guest: the test sends frames into one and receives them from another.
 
+mod binding;
 mod vfio;
 
 use crate::common::hosts::Hosts;
