@@ -25,6 +25,8 @@ const COMMAND_LINE: &str =
 const BOOTS: usize = 3;
 /// The kernel's word for a break point that nobody has set.
 const LATE_BREAK_POINT: &str = "Oops: int3";
+/// QEMU's word for a register that a CPU reached while another one moved the devices' registers about: its tables are not safe against that.
+const LATE_MAP: &str = "iotlb_to_section: Assertion";
 /// Where modules are put, in the guest.
 const MODULES: &str = "lib/modules";
 
@@ -155,7 +157,8 @@ impl Guest {
     /// Boots it, and waits until it has powered itself off.
     ///
     /// Where one of its CPUs ran into a break point that the kernel had already taken back, it is booted again: to patch its code (which
-    /// every trace event that is opened does) the kernel puts one there, and QEMU, which translates code beforehand, is sometimes late.
+    /// every trace event that is opened does) the kernel puts one there, and QEMU, which translates code beforehand, is sometimes late. So it is
+    /// where QEMU itself gave up over its map of the devices' registers, which a guest with many NICs changes while it boots.
     pub fn boot(&self, kit: &Kit) -> Result<Report, VmError> {
         self.check(false)?;
         self.again_where_qemu_was_late(|| self.start(kit, false)?.finish())
@@ -186,6 +189,9 @@ impl Guest {
             match boot() {
                 Err(VmError::Panicked { console, .. }) if console.contains(LATE_BREAK_POINT) => {
                     eprintln!("guest {}: QEMU was late with patched code: booted again", self.name);
+                }
+                Err(VmError::Ended { console, .. }) if console.contains(LATE_MAP) => {
+                    eprintln!("guest {}: QEMU was late with moved registers: booted again", self.name);
                 }
                 result => return result,
             }
