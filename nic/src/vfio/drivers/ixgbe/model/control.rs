@@ -80,6 +80,9 @@ impl Inner {
                         continue;
                     }
                 }
+                // An address that somebody else wanted to receive.
+                "RAL" if index == 1 && power_on => u32::from_le_bytes([0x02, 0, 0, 0]),
+                "RAH" if index == 1 && power_on => u32::from_le_bytes([0, 9, 0, 0x80]),
                 "RAL" | "RAH" if index > 0 => {
                     if power_on {
                         garbage
