@@ -293,7 +293,8 @@ impl<F: TxFormat> IntelTx<F> {
         } else {
             None
         };
-        if let Some(offload) = offload.filter(|offload| self.context != Some(*offload)) {
+        let known = |offload: &Offload| F::KEEPS_CONTEXT && self.context == Some(*offload);
+        if let Some(offload) = offload.filter(|offload| !known(offload)) {
             let place = self.frames.tail() * DESCRIPTOR_BYTES;
             for (at, word) in F::context(&offload).into_iter().enumerate() {
                 self.ring.write64(place + at * 8, word);
