@@ -14,6 +14,8 @@ pub(crate) mod function;
 pub(crate) mod gate;
 #[cfg(test)]
 mod hardware;
+#[cfg(test)]
+pub(crate) mod instructions;
 pub(crate) mod intel;
 mod iommufd;
 pub(crate) mod iova;

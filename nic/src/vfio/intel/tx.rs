@@ -412,11 +412,12 @@ impl<F: TxFormat> TxQueue for IntelTx<F> {
     /// Never; but it is asked when nobody sends, too, and a frame on a ring is one that nobody can use.
     #[inline]
     fn needs_doorbell(&mut self) -> bool {
-        // A queue that has nothing to send must answer at its gate, too.
-        if let Some(turn) = self.gate.closed() {
-            self.at_the_gate(turn);
-        } else if !mem::take(&mut self.busy) && self.frames.len() > 0 {
-            self.reclaim();
+        if !mem::take(&mut self.busy) {
+            match self.gate.closed() {
+                Some(turn) => self.at_the_gate(turn),
+                None if self.frames.len() > 0 => self.reclaim(),
+                None => {}
+            }
         }
         false
     }
