@@ -240,7 +240,9 @@ impl Nic for IxgbeNic {
 impl Drop for IxgbeNic {
     fn drop(&mut self) {
         self.halt.halt();
-        if !self.device.is_gone() {
+        // While it is being reset it must be left alone, and has forgotten both anyway.
+        let is_set_up = matches!(self.phase, Phase::Running | Phase::Emptying);
+        if is_set_up && !self.device.is_gone() {
             self.device.update(RXCTRL, RXCTRL_RXEN, 0);
             // The firmware has the link for itself again.
             self.device.update(CTRL_EXT, CTRL_EXT_DRV_LOAD, 0);

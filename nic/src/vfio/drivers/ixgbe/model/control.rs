@@ -36,6 +36,8 @@ pub(super) struct Control {
     pub(super) master_stuck: bool,
     flushed: Option<Duration>,
     pub(super) flushes: u32,
+    /// Its EEPROM has no Ethernet address.
+    pub(super) no_address: bool,
     /// It never comes out of a reset any more.
     pub(super) dead: bool,
     /// Looks at SW_FW_SYNC during which the firmware has these resources.
@@ -72,13 +74,25 @@ impl Inner {
             let value = match row.name {
                 // 8.2.3.7: not initialised.
                 "MTA" | "VFTA" | "RETA" | "ERETA" => {
-                    if power_on { garbage } else { continue }
+                    if power_on {
+                        garbage
+                    } else {
+                        continue;
+                    }
                 }
+                // An address that somebody else wanted to receive.
+                "RAL" if index == 1 && power_on => u32::from_le_bytes([0x02, 0, 0, 0]),
+                "RAH" if index == 1 && power_on => u32::from_le_bytes([0, 9, 0, 0x80]),
                 "RAL" | "RAH" if index > 0 => {
-                    if power_on { garbage } else { continue }
+                    if power_on {
+                        garbage
+                    } else {
+                        continue;
+                    }
                 }
                 "SWSM" | "SW_FW_SYNC" | "ESDP" if !power_on => continue,
                 _ if row.access == Access::Rc && !power_on => continue,
+                "RAH" if self.control.no_address => 0,
                 "RAL" => u32::from_le_bytes([0x02, 0x15, 0x17, 0xAB]),
                 "RAH" => u32::from_le_bytes([0xCD, 0xEF, 0, 0x80]),
                 "RXPBSIZE" if index == 0 => self.kind.rx_buffer_kib << 10,
@@ -87,7 +101,7 @@ impl Inner {
                 "ESDP" if !self.kind.copper => 0x808,
                 _ => row.reset,
             };
-            self.set(row.name, index, value);
+            self.values[row.place(index) / 4] = value;
         }
         self.rx = (0..64).map(|_| RxContext::default()).collect();
         self.tx = (0..128).map(|_| TxContext::default()).collect();
@@ -113,7 +127,8 @@ impl Inner {
         } else if now < self.control.quiet_until {
             self.violation(format!("write to {name} too soon after a reset"));
         } else if self.control.resets > 0 {
-            let after_dma = matches!(name, "RXPBSIZE" | "RDBAL" | "SRRCTL" | "RXDCTL" | "TDBAL" | "TXDCTL" | "MTQC");
+            let after_dma =
+                matches!(name, "RXPBSIZE" | "RDBAL" | "SRRCTL" | "RXDCTL" | "TDBAL" | "TXDCTL" | "MTQC");
             if after_dma && !self.control.dma_seen && !self.control.dead {
                 self.violation(format!("write to {name} before RDRXCTL.DMAIDONE was seen"));
             }
