@@ -3,7 +3,7 @@
 
 use crate::port::{PortError, PortPlan};
 use crate::spec::PortSpec;
-use crate::{afxdp, mem, pcap, tap, veth};
+use crate::{afxdp, mem, pcap, tap, veth, vfio};
 
 /// A kind of port.
 pub struct Driver {
@@ -18,7 +18,8 @@ pub struct Driver {
 }
 
 /// All drivers.
-pub static DRIVERS: &[Driver] = &[mem::DRIVER, pcap::DRIVER, afxdp::DRIVER, veth::DRIVER, tap::DRIVER];
+pub static DRIVERS: &[Driver] =
+    &[mem::DRIVER, pcap::DRIVER, afxdp::DRIVER, veth::DRIVER, tap::DRIVER, vfio::DRIVER];
 
 /// Checks a specification with its driver.
 pub fn check(spec: &PortSpec) -> Result<Box<dyn PortPlan>, PortError> {

@@ -33,7 +33,7 @@ mod tap;
 pub mod traffic;
 #[cfg(not(loom))]
 mod veth;
-// Nothing opens such a port yet.
+// Of what device drivers may use, not all is used by each.
 #[cfg(not(loom))]
 #[allow(dead_code)]
 mod vfio;

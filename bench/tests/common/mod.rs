@@ -1,6 +1,8 @@
 //! What the tests in guests share.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub(crate) mod forwarder;
+
 use bench::vm::{Kit, Outcome, Report};
 use serde_json::Value;
 

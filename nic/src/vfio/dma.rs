@@ -72,6 +72,11 @@ impl DmaSpace {
         Arc::new(Self { iommu, allocator, pools: Mutex::default() })
     }
 
+    /// A device more is behind this IOMMU: from now on only addresses that it can use are given, too.
+    pub(crate) fn narrow(&self) {
+        lock(&self.allocator).narrow(&self.iommu.ranges());
+    }
+
     /// Zeroed memory for rings: whole pages, mapped. Its length is `bytes`, rounded up to pages; its addresses are multiples of a page on both sides.
     pub(crate) fn allocate(self: &Arc<Self>, bytes: usize) -> io::Result<DmaBuffer> {
         let length = bytes.max(1).next_multiple_of(PAGE as usize);

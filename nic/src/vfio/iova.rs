@@ -38,6 +38,21 @@ impl IovaAllocator {
         allocator
     }
 
+    /// From now on gives only what lies in these ranges.
+    pub(crate) fn narrow(&mut self, ranges: &[RangeInclusive<u64>]) {
+        let allowed = Self::new(ranges).free;
+        let mut narrowed = Self { free: BTreeMap::new() };
+        for (start, last) in &self.free {
+            for (first, end) in &allowed {
+                let (from, to) = (*start.max(first), *last.min(end));
+                if from <= to {
+                    narrowed.insert(from, to);
+                }
+            }
+        }
+        *self = narrowed;
+    }
+
     /// The lowest `length` bytes (rounded up to pages) that start at a multiple of `align` (a power of two, at least a page).
     pub(crate) fn allocate(&mut self, length: u64, align: u64) -> Option<u64> {
         let length = length.max(1).checked_next_multiple_of(PAGE)?;

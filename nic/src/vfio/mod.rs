@@ -3,14 +3,39 @@
 //! From the bottom: a device's [`registers`], the memory it reaches ([`dma`]) and the rest of a PCI [`function`] are behind small traits, so that a driver
 //! runs on VFIO and on a model alike. A driver is a folder in [`drivers`] and a line in the [`table`].
 
+mod abi;
+mod bar;
+mod container;
+mod device;
 pub(crate) mod dma;
 mod drivers;
+mod error;
 pub(crate) mod function;
 pub(crate) mod gate;
+#[cfg(test)]
+mod hardware;
 pub(crate) mod intel;
 pub(crate) mod iova;
 #[cfg(test)]
 pub(crate) mod model;
 pub(crate) mod nic;
+mod open;
+mod options;
+mod plan;
+mod port;
 pub(crate) mod registers;
+mod sys;
 mod table;
+
+use crate::drivers::Driver;
+
+/// This driver's line in the table of drivers.
+pub(crate) const DRIVER: Driver = Driver {
+    name: "vfio",
+    summary: "a whole PCI NIC, driven from user space behind an IOMMU",
+    forms: &[(
+        "vfio:ADDRESS?queues=1&rx_ring=1024&tx_ring=1024&mtu=1500&checksum=off&vlans=10,20&iommu=auto",
+        "the NIC at a PCI address (0000:03:00.0), with so many receive queues; its VLANs, or all; iommu=iommufd, group or noiommu",
+    )],
+    check: plan::check,
+};

@@ -1,2 +1,3 @@
 //! The drivers, a folder each.
-pub(crate) mod e1000e;
+pub(super) mod e1000e;
+pub(super) mod igb;

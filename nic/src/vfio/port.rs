@@ -1,0 +1,68 @@
+//! The control handle of an open port.
+#![forbid(unsafe_code)]
+
+use super::device::VfioFunction;
+use super::nic::Nic;
+use crate::port::{LinkState, MacAddress, Port};
+use std::sync::Arc;
+
+/// An open port. Its fields go in this order: the driver's part stops the device, and then the device is closed.
+pub(super) struct VfioPort {
+    name: String,
+    max_packet_len: usize,
+    /// Why it has gone.
+    gone: Option<&'static str>,
+    nic: Box<dyn Nic>,
+    function: Arc<VfioFunction>,
+}
+
+impl VfioPort {
+    pub(super) fn new(
+        name: String,
+        max_packet_len: usize,
+        nic: Box<dyn Nic>,
+        function: Arc<VfioFunction>,
+    ) -> Self {
+        Self { name, max_packet_len, gone: None, nic, function }
+    }
+}
+
+impl Port for VfioPort {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn driver(&self) -> &'static str {
+        "vfio"
+    }
+
+    fn mode(&self) -> String {
+        self.nic.mode()
+    }
+
+    fn mac(&self) -> MacAddress {
+        self.nic.mac()
+    }
+
+    fn max_packet_len(&self) -> usize {
+        self.max_packet_len
+    }
+
+    fn link(&mut self) -> LinkState {
+        self.gone = self.gone.or_else(|| Some(self.function.trouble()?.reason()));
+        match self.gone {
+            Some(reason) => LinkState::Gone(reason.to_owned()),
+            None => self.nic.link(),
+        }
+    }
+
+    fn refresh(&mut self) {
+        if self.gone.is_none() {
+            self.nic.refresh();
+        }
+    }
+
+    fn extra_counters(&self) -> Vec<(String, u64)> {
+        self.nic.extra_counters()
+    }
+}
