@@ -40,7 +40,6 @@ pub struct Guest {
     append: Vec<String>,
     devices: Vec<String>,
     nics: Vec<Nic>,
-    namespace: Option<String>,
     modules: Vec<String>,
     files: Vec<(String, PathBuf)>,
     commands: Vec<String>,
@@ -58,7 +57,6 @@ impl Guest {
             append: Vec::new(),
             devices: Vec::new(),
             nics: Vec::new(),
-            namespace: None,
             modules: Vec::new(),
             files: Vec::new(),
             commands: Vec::new(),
@@ -110,18 +108,11 @@ impl Guest {
         self
     }
 
-    /// A NIC whose wire is a TAP interface that there is on the host (`ip tuntap add mode tap`, with `multi_queue` where it has several
-    /// `queues`), in the namespace that QEMU runs in.
+    /// A NIC whose wire is the TAP interface `interface` with this many queues, made in the network namespace `namespace` (`ip netns add`)
+    /// when the guest boots, and set up; it goes with the guest. Whoever lives in there can use it, and so can the test. Needs root.
     #[must_use]
-    pub fn nic_on_tap(mut self, model: &str, interface: &str, queues: usize) -> Self {
-        self.nics.push(Nic::on_tap(model, interface, queues));
-        self
-    }
-
-    /// Runs QEMU in the network namespace of this name (`ip netns add`).
-    #[must_use]
-    pub fn namespace(mut self, name: &str) -> Self {
-        self.namespace = Some(name.to_owned());
+    pub fn nic_on_tap(mut self, model: &str, namespace: &str, interface: &str, queues: usize) -> Self {
+        self.nics.push(Nic::on_tap(model, namespace, interface, queues));
         self
     }
 
@@ -230,16 +221,9 @@ impl Guest {
             inherited.extend(plugged.inherited);
             ends.push(plugged.end);
         }
-        let namespace = match &self.namespace {
-            Some(name) => {
-                let path = Path::new("/run/netns").join(name);
-                Some(File::open(&path).map_err(cannot("open", &path))?)
-            }
-            None => None,
-        };
         let complaints = File::create(&logs.complaints).map_err(cannot("write", &logs.complaints))?;
         qemu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(complaints);
-        sys::prepare(&mut qemu, inherited, namespace);
+        sys::prepare(&mut qemu, inherited);
         Ok(Session::new(logs, Qemu::start(qemu)?, serial, ends, (deadline, self.timeout)))
     }
 

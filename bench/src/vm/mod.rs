@@ -28,6 +28,7 @@ mod program;
 mod report;
 mod session;
 mod sys;
+mod tap;
 mod wire;
 
 pub use error::VmError;

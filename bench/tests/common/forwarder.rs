@@ -5,8 +5,8 @@ use bench::vm::{Session, VmError, Wire};
 use serde_json::Value;
 use std::time::Duration;
 
-/// How long a first frame may take: NICs lose their link when they are reset.
-const FIRST_FRAME: Duration = Duration::from_secs(20);
+/// How long a first frame may take: NICs lose their link when they are reset, and the machine may be busy.
+const FIRST_FRAME: Duration = Duration::from_secs(60);
 
 /// Starts the guest's `/bin/l2fwd` with these arguments, and returns when frames pass both ways of `wire`.
 #[track_caller]
@@ -16,7 +16,7 @@ pub(crate) fn start(session: &mut Session, wire: &Wire, arguments: &str) -> Resu
     );
     session.run(&line)?;
     if !wire.wait_until_passing(FIRST_FRAME).unwrap() {
-        let said = session.run("cat /tmp/said; ls /tmp")?;
+        let said = session.run("cat /tmp/said; ls /tmp; ip link; dmesg | tail -n 30")?;
         panic!("nothing passes \"l2fwd {arguments}\": {said:#?}");
     }
     Ok(())

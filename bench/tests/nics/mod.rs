@@ -2,8 +2,10 @@
 
 mod vfio;
 
+use crate::common::hosts::Hosts;
 use crate::common::{forwarder, kit, number};
 use bench::vm::{Guest, Session, Traffic, VmError, build_static};
+use std::thread;
 use std::time::Duration;
 
 /// What two ports in the guest forward between NICs 0 and 1: all that was sent has come, in these modes, and all memory is back.
@@ -31,6 +33,40 @@ fn forwards_all(
         assert!(said.iter().any(|said| said.contains(&line)), "{line}: {said:#?}");
         assert!(number(&report, &format!("/ports/{port}/rx_packets")) >= FRAMES, "{report:#}");
     }
+    assert_eq!(number(&report, "/pool/leaked"), 0, "{report:#}");
+    assert_eq!(number(&report, "/pool/free"), number(&report, "/pool/frames"), "{report:#}");
+    Ok(())
+}
+
+/// Ended under traffic, the forwarder says of every packet what became of it, and all memory is back.
+#[track_caller]
+fn ends_under_traffic(session: &mut Session, nics: [usize; 2], ports: [&str; 2]) -> Result<(), VmError> {
+    let wire = session.wire(nics[0], nics[1])?;
+    forwarder::start(session, &wire, &format!("--port '{}' --port '{}'", ports[0], ports[1]))?;
+    // It goes on for some time after the end.
+    let traffic = Traffic { frames: 1_000_000, limit: Duration::from_secs(3), ..Traffic::default() };
+    let (tallies, report) = thread::scope(|scope| {
+        let sending = scope.spawn(|| wire.run(&traffic).unwrap());
+        let ended = session.run("sleep 0.5").and_then(|_| forwarder::stop(session));
+        (sending.join().unwrap(), ended)
+    });
+    let (report, _) = report?;
+    for tally in [tallies.there, tallies.back] {
+        assert!(tally.received > 0 && tally.lost > 0, "{tallies:?}");
+        assert_eq!((tally.duplicated, tally.reordered, tally.corrupt), (0, 0, 0), "{tallies:?}");
+    }
+    let (mut received, mut sent, mut dropped) = (0, 0, 0);
+    for port in 0..2 {
+        received += number(&report, &format!("/ports/{port}/rx_packets"));
+        sent += number(&report, &format!("/ports/{port}/tx_packets"));
+        let drops = report["ports"][port]["drops"].as_object().unwrap();
+        let ours = drops.iter().filter(|(reason, _)| !reason.starts_with("rx_"));
+        dropped += ours.map(|(_, count)| count.as_u64().unwrap()).sum::<u64>();
+    }
+    println!("ended under traffic: {received} received, {sent} sent, {dropped} dropped; {tallies:?}");
+    assert_eq!(received, sent + dropped, "{report:#}");
+    // Probes among them.
+    assert!(sent >= tallies.there.received + tallies.back.received, "{tallies:?} {report:#}");
     assert_eq!(number(&report, "/pool/leaked"), 0, "{report:#}");
     assert_eq!(number(&report, "/pool/free"), number(&report, "/pool/frames"), "{report:#}");
     Ok(())
@@ -111,10 +147,45 @@ fn guest_af_xdp_zero_copy() {
         // An igb has a queue for each CPU. Where frames of 2048 bytes are asked for, it would cut packets.
         let [first, second] = ["afxdp:eth0?mode=zerocopy&channels=1", "afxdp:eth1?mode=zerocopy&channels=1"];
         forwards_all(session, [0, 1], [first, second], "zero-copy")?;
+        ends_under_traffic(session, [0, 1], [first, second])?;
         let cut =
             session.run("l2fwd --port 'afxdp:eth0?mode=zerocopy&frame=2048' --port mem:null 2>&1 || true")?;
         assert!(cut.iter().any(|line| line.contains("pass frame=4096 or mode=auto")), "{cut:#?}");
-        forwards_all(session, [2, 3], ["afxdp:eth2", "afxdp:eth3"], "zero-copy")
+        forwards_all(session, [2, 3], ["afxdp:eth2", "afxdp:eth3"], "zero-copy")?;
+        ends_under_traffic(session, [2, 3], ["afxdp:eth2", "afxdp:eth3"])
+    };
+    machine.converse(&kit, run).unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Hosts that talk through the guest by NICs of two queues, whose flows keep their order while two queues carry them.
+#[test]
+fn guest_hosts_talk_through_nics_of_two_queues() {
+    const TEST: &str = "guest_hosts_talk_through_nics_of_two_queues";
+    let Some(kit) = kit(TEST) else { return };
+    let Some(hosts) = Hosts::new(TEST) else { return };
+    let l2fwd = build_static("apps", "l2fwd").unwrap_or_else(|error| panic!("{error}"));
+    let machine = Guest::new("hosts")
+        .append("ipv6.disable=1")
+        .module("virtio_net")
+        .file("bin/l2fwd", &l2fwd)
+        .run("ip link set eth0 up && ip link set eth1 up")
+        .timeout(Duration::from_secs(240));
+    let model = "virtio-net-pci,disable-legacy=on,mq=on,vectors=6";
+    let machine = hosts.plug_into(machine, model, ["addr=0x05", "addr=0x06"], 2);
+    let run = |session: &mut Session| {
+        let wire = session.wire(0, 1)?;
+        let ports = "--port 'afxdp:eth0?queues=2' --port 'afxdp:eth1?queues=2'";
+        forwarder::start(session, &wire, &format!("{ports} --queues-per-worker 4 --no-mac-updating"))?;
+        let tallies = wire.run(&Traffic::default()).unwrap();
+        assert!(tallies.is_perfect(20_000, true), "{tallies:?}");
+        hosts.ping_and_transfer();
+        let (report, _) = forwarder::stop(session)?;
+        for (port, queue) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let packets = number(&report, &format!("/ports/{port}/extra/driver_rx{queue}_xdp_packets"));
+            assert!(packets > 1000, "port {port} queue {queue}: {report:#}");
+        }
+        assert_eq!(number(&report, "/pool/leaked"), 0, "{report:#}");
+        Ok(())
     };
     machine.converse(&kit, run).unwrap_or_else(|error| panic!("{error}"));
 }

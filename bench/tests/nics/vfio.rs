@@ -1,6 +1,5 @@
 //! The drivers of `vfio:` ports, on NICs that QEMU plays behind an IOMMU: one machine with two of each, and one run of l2fwd after another.
 
-use super::with_iommu;
 use crate::common::{forwarder, kit, number};
 use bench::vm::{Guest, Session, Traffic, VmError, build_static};
 use serde_json::Value;
@@ -22,7 +21,11 @@ const JUMBO_FRAMES: u64 = 2_000;
 
 fn machine(name: &str) -> Guest {
     let virtio = "virtio-net-pci,disable-legacy=on,iommu_platform=on,packed=on,romfile=";
-    with_iommu(name)
+    Guest::new(name)
+        .append("intel_iommu=on iommu=pt ipv6.disable=1")
+        .device("intel-iommu,intremap=on")
+        .module("vfio-pci")
+        .module("vfio_iommu_type1")
         .cpus(3)
         .memory_mib(1024)
         // Two CPUs that the kernel leaves alone: the workers'.
@@ -233,18 +236,19 @@ fn guest_vfio_drives_nics() {
 #[test]
 fn guest_by_hand() {
     let kit = kit("by hand").unwrap();
-    let l2fwd = build_static("apps", "l2fwd").unwrap_or_else(|error| panic!("{error}"));
+    let [l2fwd, isoplane, guest] = [("apps", "l2fwd"), ("apps", "isoplane"), ("guest", "guest")]
+        .map(|(package, program)| build_static(package, program).unwrap_or_else(|error| panic!("{error}")));
     let run = |session: &mut Session| {
-        for address in ADDRESSES {
-            session.run(&format!("echo vfio-pci >/sys/bus/pci/devices/{address}/driver_override; [ -e /sys/bus/pci/devices/{address}/driver ] && echo {address} >/sys/bus/pci/devices/{address}/driver/unbind; echo {address} >/sys/bus/pci/drivers_probe"))?;
-        }
         let traffic = Traffic { frames: FRAMES, ..Traffic::default() };
         forwards(session, IGB, "", "", &traffic)?;
+        forwards(session, E1000E, "", "", &traffic)?;
+        forwards(session, [0, 2], "", "", &traffic)?;
+        let jumbo = Traffic { frames: JUMBO_FRAMES, sizes: 60..=9014, in_flight: 16, ..Traffic::default() };
+        for nics in [IGB, E1000E] {
+            forwards(session, nics, "mtu=9000", "", &jumbo)?;
+        }
+        shares(session)?;
         Ok(())
     };
-    machine("by-hand")
-        .file("bin/l2fwd", &l2fwd)
-        .timeout(Duration::from_secs(100))
-        .converse(&kit, run)
-        .unwrap_or_else(|error| panic!("{error}"));
+    machine("by-hand").file("bin/l2fwd", &l2fwd).file("bin/isoplane", &isoplane).file("bin/guest", &guest).timeout(Duration::from_secs(200)).converse(&kit, run).unwrap_or_else(|error| panic!("{error}"));
 }

@@ -8,7 +8,7 @@
 #![allow(unsafe_code)]
 
 use super::iova::{IovaAllocator, PAGE};
-use crate::memory::{Frame, Pool};
+use crate::memory::{Frame, PageSize, Pool};
 use crate::sys;
 use std::io;
 use std::ops::RangeInclusive;
@@ -39,6 +39,18 @@ pub(crate) fn observe() {
     }
 }
 
+/// Everything written before is seen by a device before anything is read that comes after: for a driver and a device that each write a word and then look
+/// at the other's. The one barrier that costs time, so once a burst at the most.
+#[inline(always)]
+pub(crate) fn exchange() {
+    fence(Ordering::SeqCst);
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!("dmb osh", options(nostack, preserves_flags));
+    }
+}
+
 /// What translates a device's addresses.
 pub(crate) trait Iommu: Send + Sync {
     /// The addresses that may be mapped.
@@ -50,6 +62,10 @@ pub(crate) trait Iommu: Send + Sync {
     /// Where memory at `address` has to be mapped, if the choice is not ours (without an IOMMU it is the physical address).
     fn fixed_iova(&self, _address: NonNull<u8>, _length: usize) -> io::Result<Option<u64>> {
         Ok(None)
+    }
+    /// The pages that rings are on. Without an IOMMU they must be such as the kernel does not move.
+    fn ring_pages(&self) -> PageSize {
+        PageSize::Base
     }
 }
 
@@ -79,8 +95,9 @@ impl DmaSpace {
 
     /// Zeroed memory for rings: whole pages, mapped. Its length is `bytes`, rounded up to pages; its addresses are multiples of a page on both sides.
     pub(crate) fn allocate(self: &Arc<Self>, bytes: usize) -> io::Result<DmaBuffer> {
-        let length = bytes.max(1).next_multiple_of(PAGE as usize);
-        let file = sys::memfd_create(c"isoplane-rings", 0)?;
+        let page = self.iommu.ring_pages();
+        let length = bytes.max(1).next_multiple_of(page.bytes());
+        let file = sys::memfd_create(c"isoplane-rings", page.memfd_flags())?;
         sys::allocate_file(file.as_fd(), length)?;
         let base = sys::map_shared(file.as_fd(), length, 0)?;
         match self.map(base, length, PAGE) {

@@ -1,11 +1,14 @@
 //! Tests on a device that is there, bound to vfio-pci: in a guest, by hand or by its test. Two igb (82576) at the addresses that the environment names.
 #![forbid(unsafe_code)]
 
-use super::container::{self, Membership};
-use super::device::{DeviceFile, Trouble, VfioFunction};
+use super::device::{Trouble, VfioFunction};
 use super::dma::DmaSpace;
 use super::error::VfioError;
 use super::function::PciFunction;
+use super::open;
+use super::options::IommuChoice;
+use super::pci::bind::{self, Wishes};
+use super::pci::sysfs::Sysfs;
 use super::sys;
 use crate::memory::{PageChoice, Pool, PoolConfig};
 use std::fs;
@@ -23,10 +26,9 @@ fn addresses() -> Vec<String> {
 }
 
 fn open(address: &str) -> Result<Arc<VfioFunction>, VfioError> {
-    let opened = container::open(Path::new("/sys"), address, None)?;
-    let membership: Membership = opened.membership;
-    let file = Arc::new(DeviceFile::new(opened.device, Box::new(membership)));
-    VfioFunction::new(address, file, opened.dma)
+    let device = Sysfs::default().device(address.parse().unwrap());
+    let binding = bind::check(&device, Wishes::default())?;
+    Ok(open::function(binding, IommuChoice::Auto)?.0)
 }
 
 fn locked_kib() -> u64 {
@@ -144,9 +146,11 @@ fn hardware_that_the_kernel_wants_back_is_given() {
         drop(function);
         until("the end of the unbinding", || unbind.is_finished());
     });
-    let error = open(address).err().unwrap();
-    println!("{error}");
-    assert!(matches!(error, VfioError::NotBound { .. }), "{error}");
-    fs::write(driver.join("bind"), address).unwrap();
-    assert!(open(address).is_ok());
+    // It is bound for us, and free again after.
+    let bound = || driver.join(address).exists();
+    assert!(!bound());
+    let function = open(address).unwrap();
+    assert!(bound());
+    drop(function);
+    assert!(!bound());
 }

@@ -136,10 +136,11 @@ pub struct Wire {
     ends: [End; 2],
 }
 
-/// Runs have different numbers, so that a frame that comes late is known.
-fn new_run() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(1);
-    NEXT.fetch_add(1, Ordering::Relaxed)
+/// Two numbers for a run, so that a frame that comes late is known, and one that comes back.
+fn new_run() -> [u16; 2] {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let there = NEXT.fetch_add(2, Ordering::Relaxed);
+    [there, there + 1]
 }
 
 impl Wire {
@@ -158,7 +159,7 @@ impl Wire {
         while Instant::now() < deadline {
             if Instant::now() >= due {
                 due = Instant::now() + PROBE;
-                for (end, passed) in self.ends.iter().zip(passed) {
+                for ((end, passed), run) in self.ends.iter().zip(passed).zip(run) {
                     let mut frame = [0; frame::SHORTEST];
                     frame::write(&mut frame, Identity { run, flow: PROBE_FLOW, number }, end.mac);
                     if !passed {
@@ -172,7 +173,7 @@ impl Wire {
             for (to, end) in self.ends.iter().enumerate() {
                 while let Some(length) = end.receive(&mut buffer)? {
                     if let Read::Whole(identity) = frame::read(&buffer[..length], &mut scratch)
-                        && identity.run == run
+                        && identity.run == run[1 - to]
                     {
                         passed[1 - to] = true;
                     }
@@ -188,7 +189,7 @@ impl Wire {
     /// Sends traffic, and waits for it on the other side: until all of it has come, nothing more comes, or time is up.
     pub fn run(&self, traffic: &Traffic) -> io::Result<Tallies> {
         let run = new_run();
-        let mut lanes = [Lane::new(run, traffic), Lane::new(run, traffic)];
+        let mut lanes = run.map(|run| Lane::new(run, traffic));
         let wanted = [traffic.frames, if traffic.both_ways { traffic.frames } else { 0 }];
         let (mut buffer, mut scratch) = (vec![0; 1 << 16], Vec::new());
         let deadline = Instant::now() + traffic.limit;
@@ -213,7 +214,7 @@ impl Wire {
                 while let Some(length) = end.receive(&mut buffer)? {
                     let ours = match frame::read(&buffer[..length], &mut scratch) {
                         Read::Whole(identity) => lane.note_received(identity),
-                        Read::Corrupt(identity) if identity.run == run => {
+                        Read::Corrupt(identity) if identity.run == lane.run() => {
                             lane.note_corrupt();
                             true
                         }

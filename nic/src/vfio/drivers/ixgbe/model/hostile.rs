@@ -1,0 +1,2 @@
+//! A device that answers what it likes.
+#![forbid(unsafe_code)]
