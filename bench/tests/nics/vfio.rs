@@ -1,5 +1,6 @@
 //! The drivers of `vfio:` ports, on NICs that QEMU plays behind an IOMMU: one machine with two of each, and one run of l2fwd after another.
 
+use super::with_iommu;
 use crate::common::{forwarder, kit, number};
 use bench::vm::{Guest, Session, Traffic, VmError, build_static};
 use serde_json::Value;
@@ -21,11 +22,7 @@ const JUMBO_FRAMES: u64 = 2_000;
 
 fn machine(name: &str) -> Guest {
     let virtio = "virtio-net-pci,disable-legacy=on,iommu_platform=on,packed=on,romfile=";
-    Guest::new(name)
-        .append("intel_iommu=on iommu=pt ipv6.disable=1")
-        .device("intel-iommu,intremap=on")
-        .module("vfio-pci")
-        .module("vfio_iommu_type1")
+    with_iommu(name)
         .cpus(3)
         .memory_mib(1024)
         // Two CPUs that the kernel leaves alone: the workers'.
