@@ -20,8 +20,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-/// So long nothing must have come until what is in flight counts as lost: the machine may be busy.
-const SILENCE: Duration = Duration::from_secs(4);
 /// So often nothing must have come for so long until nobody sends any more.
 const MOST_SILENCES: u32 = 2;
 /// How long it waits at once.
@@ -81,6 +79,8 @@ pub struct Traffic {
     pub in_flight: u64,
     /// Whether to send from the second NIC to the first, too.
     pub both_ways: bool,
+    /// So long nothing must have come until what is in flight counts as lost: the machine may be busy.
+    pub silence: Duration,
     /// When to stop in any case.
     pub limit: Duration,
 }
@@ -94,6 +94,7 @@ impl Default for Traffic {
             flows: 8,
             in_flight: 64,
             both_ways: true,
+            silence: Duration::from_secs(8),
             limit: Duration::from_secs(60),
         }
     }
@@ -241,7 +242,7 @@ impl Wire {
             {
                 break;
             }
-            if last_news.elapsed() > SILENCE {
+            if last_news.elapsed() > traffic.silence {
                 silences += 1;
                 if silences == MOST_SILENCES || all_sent {
                     break;
@@ -251,7 +252,7 @@ impl Wire {
             }
             // What has come has made room for more.
             if !any {
-                self.wait(room.map(|room| !room), deadline.min(last_news + SILENCE))?;
+                self.wait(room.map(|room| !room), deadline.min(last_news + traffic.silence))?;
             }
         }
         Ok(Tallies { there: lanes[0].tally(), back: lanes[1].tally(), strangers })
@@ -339,7 +340,7 @@ mod tests {
             }
             _ => 1,
         });
-        let traffic = Traffic { frames: 100, ..Traffic::default() };
+        let traffic = Traffic { frames: 100, silence: Duration::from_secs(2), ..Traffic::default() };
         let tallies = guest.wire.run(&traffic).unwrap();
         for tally in [tallies.there, tallies.back] {
             assert_eq!((tally.sent, tally.received, tally.lost), (100, 98, 2), "{tallies:?}");
