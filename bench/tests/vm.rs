@@ -7,7 +7,7 @@
 mod common;
 mod nics;
 
-use bench::vm::{Guest, Kit, VmError, build_static, build_static_test};
+use bench::vm::{Guest, Kit, Session, VmError, build_static, build_static_test};
 use common::{json_behind, kit, number, tell_checks};
 use std::env;
 use std::fs;
@@ -153,11 +153,22 @@ fn guest_gigabyte_pages_hold_packet_memory() {
     assert_eq!(number(&report, "/pool/free"), number(&report, "/pool/frames"), "{report:#}");
 }
 
+/// In a conversation, whose other errors are named too.
 #[test]
 fn guest_panic_is_named() {
     let Some(kit) = kit("guest_panic_is_named") else { return };
-    let guest = Guest::new("panic").run("echo before").run("echo c >/proc/sysrq-trigger").run("echo after");
-    let error = guest.boot(&kit).unwrap_err();
+    let guest = Guest::new("panic").run("echo before");
+    let talk = |session: &mut Session| {
+        assert_eq!(session.run("echo one; echo EXIT 0 two")?, ["one", "EXIT 0 two"]);
+        session.run("mkdir /tmp/left && cd /tmp/left")?;
+        assert_eq!(session.run("pwd; ls /tmp")?, ["/", "left"]);
+        assert!(session.run("echo a\necho b").unwrap_err().to_string().contains("one line"));
+        assert!(session.wire(0, 1).unwrap_err().to_string().contains("NIC 0"));
+        let failed = session.run("(exit 3)").unwrap_err();
+        assert!(matches!(failed, VmError::Command { status: 3, .. }), "{failed}");
+        session.run("echo c >/proc/sysrq-trigger")
+    };
+    let error = guest.converse(&kit, talk).unwrap_err();
     let VmError::Panicked { reason, console, .. } = &error else { panic!("{error}") };
     assert_eq!(reason, "Kernel panic - not syncing: sysrq triggered crash");
     assert!(console.contains("Call Trace"), "{console}");
