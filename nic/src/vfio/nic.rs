@@ -9,6 +9,7 @@ use super::function::PciFunction;
 use super::gate::Gate;
 use crate::memory::Pool;
 use crate::port::{LinkState, MacAddress, PortId, RxQueue, TxQueue};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use thiserror::Error;
@@ -127,6 +128,11 @@ pub(crate) trait Nic: Send {
 
     /// The link; [`LinkState::Gone`] where the device answers no more.
     fn link(&mut self) -> LinkState;
+
+    /// The eventfds of interrupts that tell of the link or of other causes: whenever one counts, it is reset and [`link`](Self::link) is called.
+    fn events(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
 
     /// Reads the device's statistics into the queues' drop counters and its own; looks for a hang, and takes the next step of a recovery.
     fn refresh(&mut self);
