@@ -22,15 +22,28 @@ fn driver(session: &mut Session, address: &str) -> Result<String, VmError> {
     Ok(link.concat().rsplit('/').next().unwrap_or_default().to_owned())
 }
 
+/// It is not to be had, and this is said of it.
+fn refused(session: &mut Session, address: &str, words: &[&str]) -> Result<(), VmError> {
+    let before = driver(session, address)?;
+    let said = test(session, address, "a_device_that_cannot_be_taken_says_why")?.join("\n");
+    println!("{said}");
+    words.iter().for_each(|word| assert!(said.contains(word), "{word}: {said}"));
+    assert_eq!(driver(session, address)?, before);
+    Ok(())
+}
+
 /// Has a process take the devices, and kills it when it has.
-fn take_and_kill(session: &mut Session, devices: &str, kill: bool) -> Result<(), VmError> {
+fn take_and_kill(session: &mut Session, devices: &str) -> Result<(), VmError> {
+    take(session, devices)?;
+    session.run("kill -9 $(cat /tmp/pid)").map(drop)
+}
+
+/// Has a process take the devices, and keep them.
+fn take(session: &mut Session, devices: &str) -> Result<(), VmError> {
     session.run(&format!(
         "ISOPLANE_PCI_DEVICES={devices} nic-tests --ignored --nocapture --exact vfio::pci::tests::guest::devices_are_taken_and_kept_open >/tmp/taken 2>&1 & echo $! >/tmp/pid"
     ))?;
     session.run("for turn in $(seq 300); do grep -q taken$ /tmp/taken && break; sleep 0.1; done; grep -q taken$ /tmp/taken || { cat /tmp/taken; false; }")?;
-    if kill {
-        session.run("kill -9 $(cat /tmp/pid)")?;
-    }
     Ok(())
 }
 
@@ -59,7 +72,7 @@ fn guest_devices_come_back_to_their_drivers() {
         assert_eq!(driver(session, IGB)?, "none");
 
         // Killed: restore gives the devices back, and tells of each.
-        take_and_kill(session, &format!("{VIRTIO},{IGB}"), true)?;
+        take_and_kill(session, &format!("{VIRTIO},{IGB}"))?;
         assert_eq!(driver(session, VIRTIO)?, "vfio-pci");
         let told = session.run("isoplane restore")?;
         assert_eq!(
@@ -72,10 +85,38 @@ fn guest_devices_come_back_to_their_drivers() {
         assert_eq!(session.run("isoplane restore")?, ["nothing to restore"]);
         assert_eq!(driver(session, VIRTIO)?, "virtio-pci");
 
-        // Killed: the next one gives it back too.
-        take_and_kill(session, VIRTIO, true)?;
-        print(test(session, VIRTIO, "devices_are_taken_and_given_back_again_and_again")?);
-        assert_eq!(driver(session, VIRTIO)?, "vfio-pci");
+        // Killed twice: the next one gives it back too.
+        take_and_kill(session, VIRTIO)?;
+        take_and_kill(session, VIRTIO)?;
+        print(test(session, VIRTIO, "devices_are_taken_over_from_the_dead")?);
+        assert_eq!(driver(session, VIRTIO)?, "virtio-pci");
+
+        // Alive: whoever comes second is told who has it, and restore leaves it alone.
+        take(session, VIRTIO)?;
+        let busy = format!("{VIRTIO} is in use by process");
+        refused(session, VIRTIO, &[&busy, "(nic-tests)", "end it"])?;
+        let told = session.run("isoplane restore || echo status $?")?;
+        assert!(told[0].contains(&format!("not restored: {busy}")) && told[1] == "status 1", "{told:?}");
+        session.run("kill -9 $(cat /tmp/pid)")?;
+        session.run("isoplane restore")?;
+
+        // Bound by hand: it stays there, and the file of its group is had by one.
+        let [igb, by_hand] = [format!("/sys/bus/pci/devices/{IGB}"), format!("echo {IGB} >/sys/bus/pci")];
+        session.run(&format!("echo vfio-pci >{igb}/driver_override; {by_hand}/drivers_probe"))?;
+        take(session, IGB)?;
+        refused(session, IGB, &[&format!("{IGB} is in use by process"), "(nic-tests)"])?;
+        session.run("kill -9 $(cat /tmp/pid)")?;
+        assert_eq!(session.run("isoplane restore")?, ["nothing to restore"]);
+        assert_eq!(driver(session, IGB)?, "vfio-pci");
+
+        // The rest cannot be taken, and stays where it is.
+        let unbind = format!("\"echo {} > /sys/bus/pci/drivers/virtio-pci/unbind\" as root", SHARED[1]);
+        refused(session, SHARED[0], &["shares IOMMU group", &unbind])?;
+        session.run("ip addr add 192.0.2.1/24 dev eth0; ip link set eth0 up")?;
+        refused(session, VIRTIO, &["interface eth0 is up and has the address 192.0.2.1", "take=yes"])?;
+        session.run("ip link set eth0 down")?;
+        session.run(&format!("{by_hand}/drivers/vfio-pci/unbind; rmmod vfio-pci"))?;
+        refused(session, VIRTIO, &["vfio-pci is not there", "\"modprobe vfio-pci\""])?;
         Ok(())
     };
     machine.converse(&kit, run).unwrap_or_else(|error| panic!("{error}"));
