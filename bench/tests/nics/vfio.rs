@@ -250,5 +250,11 @@ fn guest_by_hand() {
         shares(session)?;
         Ok(())
     };
-    machine("by-hand").file("bin/l2fwd", &l2fwd).file("bin/isoplane", &isoplane).file("bin/guest", &guest).timeout(Duration::from_secs(200)).converse(&kit, run).unwrap_or_else(|error| panic!("{error}"));
+    machine("by-hand")
+        .file("bin/l2fwd", &l2fwd)
+        .file("bin/isoplane", &isoplane)
+        .file("bin/guest", &guest)
+        .timeout(Duration::from_secs(200))
+        .converse(&kit, run)
+        .unwrap_or_else(|error| panic!("{error}"));
 }
