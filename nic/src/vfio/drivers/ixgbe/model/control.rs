@@ -1,7 +1,6 @@
 //! Reset, firmware, PHY, link: what takes time, and what is done in turns.
 #![forbid(unsafe_code)]
 
-use super::super::device::Clock;
 use super::map::Map;
 use super::queues::{RxContext, TxContext};
 use super::{Access, Inner};
@@ -121,7 +120,7 @@ impl Inner {
         if name == "CTRL" && self.control.master_stuck {
             return;
         }
-        let now = self.clock.now();
+        let now = self.clock.passed();
         if self.control.reset_looks > 0 {
             self.violation(format!("write to {name} while the device is being reset"));
         } else if now < self.control.quiet_until {
@@ -139,7 +138,7 @@ impl Inner {
     }
 
     fn begin_reset(&mut self, with_link: bool) {
-        let now = self.clock.now();
+        let now = self.clock.passed();
         let running = self.rx.iter().any(|queue| queue.enabled) || self.tx.iter().any(|queue| queue.enabled);
         if running && self.get("CTRL", 0) & CTRL_MASTER_DISABLE == 0 {
             self.violation("reset without master disable (5.2.5.3.2)");
@@ -257,7 +256,7 @@ impl Inner {
                 }
             }
             "GCR_EXT" => {
-                let now = self.clock.now();
+                let now = self.clock.passed();
                 if value & 1 << 30 != 0 {
                     if self.get("HLREG0", 0) & 1 << 15 == 0 || self.get("RXCTRL", 0) & 1 != 0 {
                         self.violation("the buffers were cleared without loopback, or with receive on");

@@ -8,7 +8,6 @@ mod recovery;
 mod setup;
 mod transmit;
 
-use super::device::Clock;
 use super::model::{Fate, Kind, Model};
 use super::open::open_with;
 use crate::counters::DropReason;
