@@ -15,12 +15,20 @@ pub enum VmError {
     /// `bench/vm/fetch.sh rt` has not run, or there is none for this machine.
     #[error("no kernel with PREEMPT_RT in {}: run \"bench/vm/fetch.sh rt\"", .0.display())]
     NoRealTimeKernel(PathBuf),
-    /// A static program could not be built.
+    /// A program could not be built.
     #[error("cannot build {program} for the guest: {why}")]
     Build {
         /// The name of the binary.
         program: String,
         /// What cargo said last.
+        why: String,
+    },
+    /// What a program is linked to could not be found.
+    #[error("cannot tell the libraries of {}: {why}", program.display())]
+    Libraries {
+        /// The program.
+        program: PathBuf,
+        /// What ldd said.
         why: String,
     },
     /// A number or name that QEMU, the kernel or the initramfs would not take.
@@ -68,7 +76,7 @@ pub enum VmError {
     },
     /// A command in the guest failed.
     #[error("guest {guest}: \"{command}\" ended with status {status}{}\n{console}",
-        if *status == 127 { ": not in the guest, or not static" } else { "" })]
+        if *status == 127 { ": not in the guest, or one of its libraries is not" } else { "" })]
     Command {
         /// The name it was given.
         guest: String,
