@@ -7,7 +7,7 @@
 mod common;
 mod nics;
 
-use bench::vm::{Guest, Kit, Session, VmError, build_static, build_static_test};
+use bench::vm::{Guest, Kit, Session, VmError, build, build_static, build_test};
 use common::{json_behind, kit, number, tell_checks};
 use std::env;
 use std::fs;
@@ -63,7 +63,7 @@ fn guest_runs_percpu_tests() {
         .timeout(Duration::from_secs(120));
     let tests = ["abort", "outsider"];
     for test in tests {
-        let program = build_static_test("percpu", test).unwrap_or_else(|error| panic!("{error}"));
+        let program = build_test(test).unwrap_or_else(|error| panic!("{error}"));
         guest =
             guest.file(&format!("bin/{test}"), &program).run(&format!("{test} --nocapture --test-threads=1"));
     }
@@ -78,8 +78,8 @@ fn guest_runs_percpu_tests() {
 #[test]
 fn guest_two_workers_share_the_queues() {
     let Some(kit) = kit("guest_two_workers_share_the_queues") else { return };
-    let [l2fwd, pktgen] = ["l2fwd", "pktgen"]
-        .map(|program| build_static("apps", program).unwrap_or_else(|error| panic!("{error}")));
+    let [l2fwd, pktgen] =
+        ["l2fwd", "pktgen"].map(|program| build(program).unwrap_or_else(|error| panic!("{error}")));
     let generator = "--port 'mem:gen?queues=2&flows=8'";
     let cable = "--port 'mem:cable?queues=2'";
     let guest = Guest::new("workers")
@@ -127,7 +127,7 @@ fn guest_two_workers_share_the_queues() {
 #[test]
 fn guest_gigabyte_pages_hold_packet_memory() {
     let Some(kit) = kit("guest_gigabyte_pages_hold_packet_memory") else { return };
-    let l2fwd = build_static("apps", "l2fwd").unwrap_or_else(|error| panic!("{error}"));
+    let l2fwd = build("l2fwd").unwrap_or_else(|error| panic!("{error}"));
     let free = "cat /sys/kernel/mm/hugepages/hugepages-1048576kB/free_hugepages";
     let guest = Guest::new("gigabyte")
         // QEMU puts the second half behind 4 GiB. Of its two gigabytes the kernel has begun to use the upper one when it reserves

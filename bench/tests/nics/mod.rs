@@ -5,7 +5,7 @@ mod vfio;
 
 use crate::common::hosts::Hosts;
 use crate::common::{forwarder, kit, number};
-use bench::vm::{Guest, Session, Traffic, VmError, build_static};
+use bench::vm::{Guest, Session, Traffic, VmError, build};
 use std::time::Duration;
 
 /// A machine whose NICs are behind an IOMMU, with all that it takes to give them to a program.
@@ -34,7 +34,7 @@ fn bind(session: &mut Session, address: &str, driver: &str) -> Result<String, Vm
 #[test]
 fn guest_af_xdp_falls_back_to_copy_and_vfio_pci_takes_a_nic() {
     let Some(kit) = kit("guest_af_xdp_falls_back_to_copy_and_vfio_pci_takes_a_nic") else { return };
-    let l2fwd = build_static("apps", "l2fwd").unwrap_or_else(|error| panic!("{error}"));
+    let l2fwd = build("l2fwd").unwrap_or_else(|error| panic!("{error}"));
     let machine = Guest::new("copy")
         .append("intel_iommu=on iommu=pt ipv6.disable=1")
         .device("intel-iommu,intremap=on")
@@ -75,7 +75,7 @@ fn guest_af_xdp_zero_copy() {
             return;
         }
     };
-    let l2fwd = build_static("apps", "l2fwd").unwrap_or_else(|error| panic!("{error}"));
+    let l2fwd = build("l2fwd").unwrap_or_else(|error| panic!("{error}"));
     let machine = Guest::new("zero-copy")
         .kernel(&kernel)
         .append("ipv6.disable=1")
@@ -108,7 +108,7 @@ fn guest_hosts_talk_through_nics_of_two_queues() {
     const TEST: &str = "guest_hosts_talk_through_nics_of_two_queues";
     let Some(kit) = kit(TEST) else { return };
     let Some(hosts) = Hosts::new(TEST) else { return };
-    let l2fwd = build_static("apps", "l2fwd").unwrap_or_else(|error| panic!("{error}"));
+    let l2fwd = build("l2fwd").unwrap_or_else(|error| panic!("{error}"));
     let machine = Guest::new("hosts")
         .append("ipv6.disable=1")
         .module("virtio_net")

@@ -2,7 +2,7 @@
 
 use super::with_iommu;
 use crate::common::{forwarder, kit, number};
-use bench::vm::{Guest, Session, Traffic, VmError, build_static};
+use bench::vm::{Guest, Session, Traffic, VmError, build, build_static};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -242,10 +242,9 @@ fn binds_and_is_killed(session: &mut Session) -> Result<(), VmError> {
 #[test]
 fn guest_vfio_drives_nics() {
     let Some(kit) = kit("guest_vfio_drives_nics") else { return };
-    let [l2fwd, isoplane, guest, busy] =
-        [("apps", "l2fwd"), ("apps", "isoplane"), ("guest", "guest"), ("busy", "busy")].map(
-            |(package, program)| build_static(package, program).unwrap_or_else(|error| panic!("{error}")),
-        );
+    let guest = build_static("guest", "guest").unwrap_or_else(|error| panic!("{error}"));
+    let [l2fwd, isoplane, busy] =
+        ["l2fwd", "isoplane", "busy"].map(|program| build(program).unwrap_or_else(|error| panic!("{error}")));
     let machine = machine("vfio-drives")
         .file("bin/l2fwd", &l2fwd)
         .file("bin/busy", &busy)
@@ -273,10 +272,9 @@ fn guest_vfio_drives_nics() {
 #[test]
 fn guest_by_hand() {
     let kit = kit("by hand").unwrap();
-    let [l2fwd, isoplane, guest, busy] =
-        [("apps", "l2fwd"), ("apps", "isoplane"), ("guest", "guest"), ("busy", "busy")].map(
-            |(package, program)| build_static(package, program).unwrap_or_else(|error| panic!("{error}")),
-        );
+    let guest = build_static("guest", "guest").unwrap_or_else(|error| panic!("{error}"));
+    let [l2fwd, isoplane, busy] =
+        ["l2fwd", "isoplane", "busy"].map(|program| build(program).unwrap_or_else(|error| panic!("{error}")));
     let run = |session: &mut Session| {
         for part in std::env::var("PARTS").unwrap().split(',') {
             match part {
