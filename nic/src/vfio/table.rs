@@ -1,11 +1,12 @@
 //! The table of device drivers: the one line that adds one.
 #![forbid(unsafe_code)]
 
+use super::drivers::virtio_net;
 use super::function::PciId;
 use super::nic::{KnownDevice, NicDriver};
 
 /// All of them.
-pub(super) static NIC_DRIVERS: &[&NicDriver] = &[];
+pub(super) static NIC_DRIVERS: &[&NicDriver] = &[&virtio_net::DRIVER];
 
 /// The driver for a device among these, and what it calls it.
 pub(super) fn find_in(

@@ -1,1 +1,3 @@
 //! The drivers, a folder each.
+
+pub(super) mod virtio_net;
