@@ -1,6 +1,7 @@
 //! The whole driver against the [model](super::model): open, traffic, close.
 #![forbid(unsafe_code)]
 
+mod cost;
 mod hostile;
 mod recovery;
 mod setup;
