@@ -177,7 +177,7 @@ relevant_lines() {
 
 # A test may skip itself only for what this table names, and only where the probe finds that the machine lacks it.
 # The first word that occurs in the reason decides. CONTRIBUTING.md lists them: keep both alike.
-readonly lacks=(QEMU:lacks_guest PREEMPT_RT:lacks_rt_kernel root:lacks_root install:lacks_apt real-time:lacks_real_time namespace:lacks_namespaces
+readonly lacks=(QEMU:lacks_guest PREEMPT_RT:lacks_special_kernel zero-copy:lacks_special_kernel root:lacks_root install:lacks_apt real-time:lacks_real_time namespace:lacks_namespaces
     AF_XDP:lacks_af_xdp veth:lacks_veth hugepage:lacks_hugepages offline:lacks_cpu_hotplug CPU:lacks_second_cpu
     XDP_MAX_TX_SKB_BUDGET:lacks_linux_6_17 BTF:lacks_btf "BPF LSM:lacks_bpf_lsm" cpuset:lacks_cpusets)
 lacks_root() { [[ ! $root ]]; }
@@ -201,8 +201,8 @@ lacks_guest() {
     fi
     [[ $archive == silent ]]
 }
-# Of the distributions that bench/vm/fetch.sh knows, Debian has such a kernel.
-lacks_rt_kernel() { lacks_guest || ! grep -qx 'ID="\?debian"\?' /etc/os-release; }
+# Of the distributions that bench/vm/fetch.sh knows, Debian has such kernels.
+lacks_special_kernel() { lacks_guest || ! grep -qx 'ID="\?debian"\?' /etc/os-release; }
 # The kernel may still refuse what it offers.
 lacks_cpu_hotplug() { [[ ! $root ]] || (($(nproc) < 2)) || ! compgen -G '/sys/devices/system/cpu/cpu[1-9]*/online' >/dev/null; }
 lacks_linux_6_17() { printf '6.17\n%s\n' "$(uname -r)" | sort -VC && return 1 || return 0; }
@@ -351,10 +351,9 @@ registrations() {
     ((failed == 0)) && [[ $said == *"1024 of 1024 buffers are free, all of them in the shared part: 1024" ]]
 }
 
-# Loom tries interleavings, which wants optimised code; link-time optimisation would only cost time.
 loom() {
-    RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$CARGO_TARGET_DIR/loom CARGO_PROFILE_RELEASE_LTO=off \
-        CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo test --locked -p percpu -p nic --release --lib -- claim depot qsbr ring
+    RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$CARGO_TARGET_DIR/loom \
+        cargo test --locked -p percpu -p nic --profile loom --lib -- claim depot qsbr ring
 }
 
 namespace_tests() {
@@ -365,6 +364,7 @@ namespace_tests() {
 guest_tests() {
     bench/vm/fetch.sh || (($? == 3)) || return 1
     bench/vm/fetch.sh rt || (($? == 3)) || return 1
+    bench/vm/fetch.sh zerocopy || (($? == 3)) || return 1
     # Of the whole workspace, or cargo would choose other features and build much anew.
     cargo test --locked --workspace --test vm --test isolation --no-fail-fast -- guest_ --nocapture
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod ctl;
+pub mod nics;
 pub mod pktgen;
 
 use clap::Parser;

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod nics;
 
 use bench::vm::{Guest, Kit, VmError, build_static, build_static_test};
 use common::{json_behind, kit, number, tell_checks};

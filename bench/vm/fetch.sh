@@ -3,8 +3,9 @@
 #
 #   bench/vm/fetch.sh       QEMU, its libraries, a cloud kernel and busybox (60 MB)
 #   bench/vm/fetch.sh rt    a kernel with PREEMPT_RT, which a few tests want besides (110 MB)
+#   bench/vm/fetch.sh zerocopy    a kernel whose drivers have AF_XDP zero-copy for the NICs that QEMU plays (120 MB)
 #
-# All of it goes to target/vm (or $CARGO_TARGET_DIR/vm), the second kernel to rt in it: nothing is installed, no setting of apt is changed, no root is needed. apt
+# All of it goes to target/vm (or $CARGO_TARGET_DIR/vm), the other kernels to rt and zerocopy in it: nothing is installed, no setting of apt is changed, no root is needed. apt
 # checks the archive's signatures. A second run fetches nothing: to fetch anew, remove target/vm.
 #
 # Exit status: 0 when all is there, 3 where this machine cannot have it, 1 when something failed. One line says why.
@@ -16,7 +17,8 @@ readonly recipe=1
 case $* in
 "") kernels=(linux-image-cloud-amd64 linux-image-virtual) folder=vm ;;
 rt) kernels=(linux-image-rt-amd64) folder=vm/rt ;;
-*) echo "usage: bench/vm/fetch.sh [rt]" >&2 && exit 1 ;;
+zerocopy) kernels=(linux-image-amd64) folder=vm/zerocopy ;;
+*) echo "usage: bench/vm/fetch.sh [rt | zerocopy]" >&2 && exit 1 ;;
 esac
 readonly kernels vm=${CARGO_TARGET_DIR:-$PWD/target}/$folder
 # What a stuck mirror may cost.
@@ -38,7 +40,7 @@ flock -w $limit_s 9 || stop 1 "another run holds $vm/lock: end it, or wait"
 fetched && exit 0 # by the run that held the lock
 
 readonly work=$vm/fetch log=$vm/fetch.log
-rm -rf "$work" "$vm/root"
+rm -rf "$work" "$vm"/{root,modules}
 mkdir -p "$work"/{lists,archives}/partial || stop 1 "cannot write to $vm"
 : >"$log"
 trap 'rm -rf "$work"' EXIT
@@ -49,16 +51,22 @@ failed() { stop 1 "$1: $(complaint) (all of it: $log)"; }
 # Bookworm's QEMU and kernel are too old: its backports have newer ones.
 # shellcheck disable=SC1091 # the machine's own
 source /etc/os-release 2>/dev/null
-backports=
-[[ ${ID-}-${VERSION_CODENAME-} == debian-bookworm ]] && backports=bookworm-backports
+readonly release=${ID-}-${VERSION_CODENAME-}
+backports='' suites='&'
+if [[ $folder == vm/zerocopy ]]; then
+    [[ ${ID-} == debian ]] || cannot "of the distributions that this script knows, only Debian has such a kernel"
+    # Nothing of it runs on the machine itself, so that it may be a later release's.
+    [[ $release == debian-@(bookworm|trixie) ]] && backports=trixie-backports suites="Suites: $backports"
+elif [[ $release == debian-bookworm ]]; then
+    backports=bookworm-backports suites="& $backports"
+fi
 readonly list=/etc/apt/sources.list
 for stanzas in /etc/apt/sources.list.d/{debian,ubuntu}.sources; do
     [[ -r $stanzas ]] && break
 done
 if [[ -r $stanzas ]]; then
     sources=$work/distribution.sources
-    awk 'NF && !/^#/ { print; found = 1 } !NF && found { exit }' "$stanzas" |
-        sed -E "s/^Suites:.*/&${backports:+ $backports}/" >"$sources"
+    awk 'NF && !/^#/ { print; found = 1 } !NF && found { exit }' "$stanzas" | sed -E "s/^Suites:.*/$suites/" >"$sources"
 else
     sources=$work/distribution.list
     grep -m 1 -E '^deb .*://' $list 2>/dev/null >"$sources" || cannot "neither $list nor debian.sources or ubuntu.sources beside it names an archive"
@@ -92,15 +100,34 @@ for meta in "${kernels[@]}"; do
 done
 if [[ ! $kernel ]]; then
     [[ $folder == vm/rt ]] && cannot "the archive has no kernel with PREEMPT_RT (Debian has linux-image-rt-amd64)"
-    failed "the archive has no ${kernels[0]} and no ${kernels[1]}"
+    failed "the archive has no ${kernels[*]}"
 fi
+# The files of a package that match these patterns, all into $work/root.
+unpack() {
+    dpkg-deb --fsys-tarfile "$1" 2>>"$log" | tar --extract --directory "$work/root" --wildcards "${@:2}" 2>>"$log"
+}
 if [[ $folder == vm/rt ]]; then
     (cd "$work/archives" && get download "$kernel") || failed "cannot fetch $kernel"
     # Its modules are half a gigabyte, and nobody loads one.
     mkdir "$work/root" || stop 1 "cannot write to $vm"
-    dpkg-deb --fsys-tarfile "$work"/archives/*.deb 2>>"$log" |
-        tar --extract --directory "$work/root" --wildcards './boot/vmlinuz-*' 2>>"$log" || failed "cannot unpack $kernel"
+    unpack "$work"/archives/*.deb './boot/vmlinuz-*' || failed "cannot unpack $kernel"
     mv "$work"/root/boot/vmlinuz-* "$vm/vmlinuz" 2>>"$log" || failed "$kernel holds not one kernel"
+    echo "$recipe" >"$vm/fetched"
+    exit
+fi
+if [[ $folder == vm/zerocopy ]]; then
+    # The image is but a name for a package with the kernel and one with its modules.
+    version=${kernel#linux-image-}
+    (cd "$work/archives" && get download "linux-binary-$version" "linux-modules-$version") || failed "cannot fetch $kernel"
+    mkdir "$work/root" "$work/modules" || stop 1 "cannot write to $vm"
+    unpack "$work"/archives/linux-binary-*.deb '*/vmlinuz*' || failed "cannot unpack the kernel of $kernel"
+    mv "$work"/root/usr/lib/modules/*/vmlinuz "$vm/vmlinuz" 2>>"$log" || failed "$kernel holds not one kernel"
+    # Two drivers, and what they depend on.
+    modules=(igb dca i2c-algo-bit virtio_net net_failover failover)
+    modules=("${modules[@]/#/*/}")
+    unpack "$work"/archives/linux-modules-*.deb "${modules[@]/%/.ko*}" || failed "cannot unpack the modules of $kernel"
+    find "$work/root" -name '*.ko*' -exec mv -t "$work/modules" {} + || stop 1 "cannot write to $vm"
+    mv -T "$work/modules" "$vm/modules" || stop 1 "cannot write to $vm"
     echo "$recipe" >"$vm/fetched"
     exit
 fi

@@ -47,4 +47,5 @@ pub use {
         TxQueue,
     },
     spec::PortSpec,
+    vfio::pci::host as pci,
 };

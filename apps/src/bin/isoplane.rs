@@ -1,7 +1,7 @@
 //! isoplane: what can disturb a worker on this machine, and how to change it and put it back; and what a run counts while it goes on.
 //!
 //! `check` looks and changes nothing. `prepare` changes what can be changed while the machine runs, and keeps the old values in a file;
-//! `restore` puts them back. `ctl` asks a run by its socket (docs/live-control.md). docs/isolation-host.md explains each condition, the file, and the exit statuses.
+//! `restore` puts them back, and the NICs that a killed run has left. `nics` lists those there are. `ctl` asks a run by its socket (docs/live-control.md). docs/isolation-host.md explains each condition, the file, and the exit statuses.
 #![forbid(unsafe_code)]
 
 use anyhow::Result;
@@ -39,9 +39,9 @@ enum Command {
         after_help = "It moves interrupts, work of the kernel and watchdogs away from the CPUs, and stops what touches memory or lets them sleep. Every old value is on the disk before the first one changes.\n\nExit status: 0 when prepared (what this kernel refuses is listed), 1 when not, 2 when the options are wrong."
     )]
     Prepare(Prepare),
-    /// Put back what prepare changed, also after a crash
+    /// Put back what prepare changed and the NICs that a killed run took, also after a crash
     #[command(
-        after_help = "What somebody else has changed since is named and left alone. Without anything to restore it does nothing.\n\nExit status: 0 when all is as before, 1 when something is not (it is named, and stays in the state file), 2 when the options are wrong."
+        after_help = "What somebody else has changed since is named and left alone, and so is a NIC that a living run has. Without anything to restore it does nothing.\n\nExit status: 0 when all is as before, 1 when something is not (it is named, and stays in its state file), 2 when the options are wrong."
     )]
     Restore(Restore),
     /// Ask a run that goes on for its numbers, or change something of it
@@ -50,6 +50,11 @@ enum Command {
         after_help = "The run is one that was started with --ctl SOCKET. docs/live-control.md has the protocol.\n\nExit status: 0 when answered, 1 when the run refuses or cannot be reached, 2 when the options are wrong."
     )]
     Ctl(apps::ctl::Ctl),
+    /// List the Ethernet devices of this machine, who has them, and what port each can be
+    #[command(
+        after_help = "It needs no privilege, and changes nothing. docs/vfio-binding.md explains what can keep a device from being a vfio: port.\n\nExit status: 0."
+    )]
+    Nics(apps::nics::Nics),
 }
 
 #[derive(Args)]
@@ -163,10 +168,18 @@ fn prepare(options: Prepare) -> Result<bool> {
 
 fn restore(options: Restore) -> Result<bool> {
     let (host, file) = (Host::default(), state_file(options.state));
-    let restored = host::restore(&host, &file, options.force).map_err(explain)?;
+    let restored = host::restore(&host, &file, options.force);
+    if let Err(error @ HostError::NotRoot { .. }) = restored {
+        return Err(explain(error));
+    }
+    // A state file of prepare's that cannot be read keeps no NIC from its driver.
+    let nics = nic::pci::restore();
+    print(&apps::nics::restored(&nics));
+    let nics_done = nics.iter().all(|nic| nic.is_done);
+    let restored = restored.map_err(explain)?;
     if restored.rebooted {
         print("the machine was booted since it was prepared: nothing is left to restore\n");
-        return Ok(true);
+        return Ok(nics_done);
     }
     for (change, undone) in &restored.changes {
         let what = change.what();
@@ -181,7 +194,8 @@ fn restore(options: Restore) -> Result<bool> {
     }
     let (count, left) = (restored.changes.len(), restored.left().count());
     match (count, left) {
-        (0, _) => print("nothing to restore\n"),
+        (0, _) if nics.is_empty() => print("nothing to restore\n"),
+        (0, _) => {}
         (_, 0) => print(&format!("{count} setting{} as before\n", if count == 1 { " is" } else { "s are" })),
         _ => {
             let foreign = restored.left().any(|(_, undone)| matches!(undone, Undone::Foreign { .. }));
@@ -198,7 +212,7 @@ fn restore(options: Restore) -> Result<bool> {
             }
         }
     }
-    Ok(left == 0)
+    Ok(left == 0 && nics_done)
 }
 
 fn main() -> ExitCode {
@@ -208,6 +222,7 @@ fn main() -> ExitCode {
             Command::Check(options) => check(options),
             Command::Prepare(options) => prepare(options),
             Command::Restore(options) => restore(options),
+            Command::Nics(options) => apps::nics::run(&options).map(|text| print(&text)).map(|()| true),
             Command::Ctl(options) => apps::ctl::run(&options).map(|text| print(&text)).map(|()| true),
         }?;
         Ok(())

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thiserror::Error;
 
@@ -15,6 +15,9 @@ pub enum VmError {
     /// `bench/vm/fetch.sh rt` has not run, or there is none for this machine.
     #[error("no kernel with PREEMPT_RT in {}: run \"bench/vm/fetch.sh rt\"", .0.display())]
     NoRealTimeKernel(PathBuf),
+    /// `bench/vm/fetch.sh zerocopy` has not run, or there is none for this machine.
+    #[error("no kernel with zero-copy in {}: run \"bench/vm/fetch.sh zerocopy\"", .0.display())]
+    NoZeroCopyKernel(PathBuf),
     /// A static program could not be built.
     #[error("cannot build {program} for the guest: {why}")]
     Build {
@@ -79,4 +82,10 @@ pub enum VmError {
         /// What the console says of it, and where all of it is.
         console: String,
     },
+}
+
+/// Makes an error of the kernel's about a file one of ours.
+pub(super) fn cannot(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VmError {
+    let path = path.to_owned();
+    move |source| VmError::File { action, path, source }
 }

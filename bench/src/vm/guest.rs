@@ -2,13 +2,15 @@
 #![forbid(unsafe_code)]
 
 use super::cpio::Archive;
-use super::report::{End, Remains};
-use super::{Kit, Report, VmError, sys};
+use super::error::cannot;
+use super::nic::{self, Nic};
+use super::session::{Logs, Qemu, Session};
+use super::{Kit, Report, VmError, module, sys};
 use std::fs::{self, File};
-use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// The guest's first process.
@@ -23,9 +25,10 @@ const COMMAND_LINE: &str =
 const BOOTS: usize = 3;
 /// The kernel's word for a break point that nobody has set.
 const LATE_BREAK_POINT: &str = "Oops: int3";
-
-/// How often to look whether QEMU has ended.
-const POLL: Duration = Duration::from_millis(20);
+/// QEMU's word for a register that a CPU reached while another one moved the devices' registers about: its tables are not safe against that.
+const LATE_MAP: &str = "iotlb_to_section: Assertion";
+/// Where modules are put, in the guest.
+const MODULES: &str = "lib/modules";
 
 /// A guest to be booted.
 #[derive(Clone, Debug)]
@@ -35,6 +38,9 @@ pub struct Guest {
     memory_mib: usize,
     kernel: Option<PathBuf>,
     append: Vec<String>,
+    devices: Vec<String>,
+    nics: Vec<Nic>,
+    modules: Vec<String>,
     files: Vec<(String, PathBuf)>,
     commands: Vec<String>,
     timeout: Duration,
@@ -49,6 +55,9 @@ impl Guest {
             memory_mib: 512,
             kernel: None,
             append: Vec::new(),
+            devices: Vec::new(),
+            nics: Vec::new(),
+            modules: Vec::new(),
             files: Vec::new(),
             commands: Vec::new(),
             timeout: Duration::from_secs(60),
@@ -83,6 +92,38 @@ impl Guest {
         self
     }
 
+    /// A device of QEMU's, as behind `-device`: `intel-iommu,intremap=on`.
+    #[must_use]
+    pub fn device(mut self, device: &str) -> Self {
+        self.devices.push(device.to_owned());
+        self
+    }
+
+    /// A NIC, as behind `-device`: `igb,addr=0x05`. Its wire leads to the test: [`Session::wire`]. NICs are numbered from 0, those on TAPs
+    /// among them; the last byte of a NIC's address is its number and one. QEMU keeps places for the virtual functions of an igb: their
+    /// `addr` must be below 0x10 and two apart.
+    #[must_use]
+    pub fn nic(mut self, model: &str) -> Self {
+        self.nics.push(Nic::on_socket(model));
+        self
+    }
+
+    /// A NIC whose wire is the TAP interface `interface` with this many queues, made in the network namespace `namespace` (`ip netns add`)
+    /// when the guest boots, and set up; it goes with the guest. Whoever lives in there can use it, and so can the test. Needs root.
+    #[must_use]
+    pub fn nic_on_tap(mut self, model: &str, namespace: &str, interface: &str, queues: usize) -> Self {
+        self.nics.push(Nic::on_tap(model, namespace, interface, queues));
+        self
+    }
+
+    /// Loads a module of the guest's kernel before the first command, behind those it depends on: `vfio-pci`, or with parameters
+    /// `vfio_iommu_type1 allow_unsafe_interrupts=1`. One that the kernel has built in needs no loading.
+    #[must_use]
+    pub fn module(mut self, module: &str) -> Self {
+        self.modules.push(module.to_owned());
+        self
+    }
+
     /// Puts a file of the host into the guest, as an executable: `name` is its path without the first slash.
     #[must_use]
     pub fn file(mut self, name: &str, from: &Path) -> Self {
@@ -107,66 +148,91 @@ impl Guest {
     /// Boots it, and waits until it has powered itself off.
     ///
     /// Where one of its CPUs ran into a break point that the kernel had already taken back, it is booted again: to patch its code (which
-    /// every trace event that is opened does) the kernel puts one there, and QEMU, which translates code beforehand, is sometimes late.
+    /// every trace event that is opened does) the kernel puts one there, and QEMU, which translates code beforehand, is sometimes late. So it is
+    /// where QEMU itself gave up over its map of the devices' registers, which a guest with many NICs changes while it boots.
     pub fn boot(&self, kit: &Kit) -> Result<Report, VmError> {
-        self.check()?;
+        self.check(false)?;
+        self.again_where_qemu_was_late(|| self.start(kit, false)?.finish())
+    }
+
+    /// Boots it, and when it has run its commands, runs those that `talk` asks for: see [`Session`]. Where it is booted again (see
+    /// [`boot`](Self::boot)), `talk` begins anew.
+    pub fn converse<T>(
+        &self,
+        kit: &Kit,
+        mut talk: impl FnMut(&mut Session) -> Result<T, VmError>,
+    ) -> Result<(T, Report), VmError> {
+        self.check(true)?;
+        self.again_where_qemu_was_late(|| {
+            let mut session = self.start(kit, true)?;
+            session.wait_until_ready()?;
+            let said = talk(&mut session)?;
+            session.dismiss()?;
+            Ok((said, session.finish()?))
+        })
+    }
+
+    fn again_where_qemu_was_late<T>(
+        &self,
+        mut boot: impl FnMut() -> Result<T, VmError>,
+    ) -> Result<T, VmError> {
         for _ in 1..BOOTS {
-            match self.boot_once(kit) {
+            match boot() {
                 Err(VmError::Panicked { console, .. }) if console.contains(LATE_BREAK_POINT) => {
                     eprintln!("guest {}: QEMU was late with patched code: booted again", self.name);
+                }
+                Err(VmError::Ended { console, .. }) if console.contains(LATE_MAP) => {
+                    eprintln!("guest {}: QEMU was late with moved registers: booted again", self.name);
                 }
                 result => return result,
             }
         }
-        self.boot_once(kit)
+        boot()
     }
 
-    fn boot_once(&self, kit: &Kit) -> Result<Report, VmError> {
-        let logs = kit.logs(&self.name);
-        fs::create_dir_all(&logs).map_err(cannot("make", &logs))?;
-        let path = |name| logs.join(name);
-        let (initramfs, console, results, complaints) =
-            (path("initramfs"), path("console"), path("results"), path("qemu"));
-        fs::write(&initramfs, self.initramfs(kit)?).map_err(cannot("write", &initramfs))?;
-        for log in [&console, &results] {
-            fs::write(log, "").map_err(cannot("write", log))?;
-        }
+    fn start(&self, kit: &Kit, talks: bool) -> Result<Session, VmError> {
+        let deadline = Instant::now() + self.timeout;
+        let logs = Logs::prepare(&self.name, kit.logs(&self.name))?;
+        let initramfs = logs.folder.join("initramfs");
+        fs::write(&initramfs, self.initramfs(kit, talks)?).map_err(cannot("write", &initramfs))?;
+        let (serial, theirs) = UnixStream::pair().map_err(cannot("make a socket for", &logs.results))?;
+        let mut inherited = vec![OwnedFd::from(theirs)];
+        let results = format!("socket,id=results,fd={},logfile=", inherited[0].as_raw_fd());
 
         let mut qemu = kit.qemu();
         qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
             // Not KVM, even where there is one: stock kernels die or hang under nested virtualisation.
             .args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"])
             .args(["-smp", &self.cpus.to_string(), "-m", &self.memory_mib.to_string()])
-            .arg("-serial")
-            .arg(file_backend(&console))
-            .arg("-serial")
-            .arg(file_backend(&results))
+            .args(["-serial", &named("file:", &logs.console)])
+            .args(["-chardev", &named(&results, &logs.results), "-serial", "chardev:results"])
             .arg("-kernel")
-            .arg(self.kernel.clone().unwrap_or_else(|| kit.kernel()))
+            .arg(self.kernel_file(kit))
             .arg("-initrd")
             .arg(&initramfs)
-            .args(["-append", &format!("{COMMAND_LINE} {}", self.append.join(" "))])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(File::create(&complaints).map_err(cannot("write", &complaints))?);
-        let end = Qemu::start(qemu)?.wait(self.timeout).map_err(cannot("wait for", &complaints))?;
-
-        let text = |log: &Path| {
-            let bytes = fs::read(log).map_err(cannot("read", log))?;
-            Ok::<_, VmError>(String::from_utf8_lossy(&bytes).into_owned())
-        };
-        Remains {
-            guest: &self.name,
-            end,
-            console: text(&console)? + &text(&complaints)?,
-            results: text(&results)?,
-            logs: &logs,
+            .args(["-append", &format!("{COMMAND_LINE} {}", self.append.join(" "))]);
+        for device in &self.devices {
+            qemu.args(["-device", device]);
         }
-        .judge()
+        let mut ends = Vec::new();
+        for (index, nic) in self.nics.iter().enumerate() {
+            let plugged = nic.plug(index)?;
+            qemu.args(plugged.arguments);
+            inherited.extend(plugged.inherited);
+            ends.push(plugged.end);
+        }
+        let complaints = File::create(&logs.complaints).map_err(cannot("write", &logs.complaints))?;
+        qemu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(complaints);
+        sys::prepare(&mut qemu, inherited);
+        Ok(Session::new(logs, Qemu::start(qemu)?, serial, ends, (deadline, self.timeout)))
+    }
+
+    fn kernel_file(&self, kit: &Kit) -> PathBuf {
+        self.kernel.clone().unwrap_or_else(|| kit.kernel())
     }
 
     /// Refuses what would only show as a strange failure later.
-    fn check(&self) -> Result<(), VmError> {
+    fn check(&self, talks: bool) -> Result<(), VmError> {
         let refuse = |what: String| Err(VmError::Invalid(what));
         let plain = |name: &str| {
             !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
@@ -180,11 +246,15 @@ impl Guest {
         if !(256..=8192).contains(&self.memory_mib) {
             return refuse(format!("{} MiB of memory: 256 to 8192", self.memory_mib));
         }
-        if self.commands.is_empty() {
+        if self.commands.is_empty() && !talks {
             return refuse("nothing to run: give it a command".to_owned());
         }
         if let Some(line) = self.commands.iter().chain(&self.append).find(|text| text.contains('\n')) {
             return refuse(format!("{line:?}: one line each"));
+        }
+        // More than QEMU has fixed names for, and its machine slots.
+        if self.nics.len() > 16 {
+            return refuse(format!("{} NICs: 16 at most", self.nics.len()));
         }
         match self.files.iter().find(|(name, _)| name.split('/').any(|part| part.is_empty() || part == ".."))
         {
@@ -193,58 +263,40 @@ impl Guest {
         }
     }
 
-    fn initramfs(&self, kit: &Kit) -> Result<Vec<u8>, VmError> {
+    fn initramfs(&self, kit: &Kit, talks: bool) -> Result<Vec<u8>, VmError> {
+        let kernel = self.kernel_file(kit);
+        let modules = module::resolve(kernel.parent().unwrap_or(&kernel), &kit.busybox(), &self.modules)?;
         let mut archive = Archive::default();
         archive.file("init", INIT.as_bytes());
-        archive.file("commands", format!("{}\n", self.commands.join("\n")).as_bytes());
+        let mut commands = String::new();
+        for module in &modules {
+            let file = format!("{MODULES}/{}.ko", module.name);
+            archive.file(&file, &module.bytes);
+            commands += &format!("insmod /{file} {}\n", module.parameters);
+        }
+        for command in &self.commands {
+            commands += &format!("{command}\n");
+        }
+        archive.file("commands", commands.as_bytes());
+        if talks {
+            archive.file("talks", &[]);
+        }
         let busybox = ("bin/busybox".to_owned(), kit.busybox());
         for (name, from) in [busybox].iter().chain(&self.files) {
             archive.file(name, &fs::read(from).map_err(cannot("read", from))?);
         }
         Ok(archive.finish())
     }
-}
 
-/// QEMU's `file:` with the comma doubled, which would end the name.
-fn file_backend(path: &Path) -> String {
-    format!("file:{}", path.display()).replace(',', ",,")
-}
-
-fn cannot(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VmError {
-    let path = path.to_owned();
-    move |source| VmError::File { action, path, source }
-}
-
-/// A running QEMU, which ends with this, or with the thread that started it.
-struct Qemu(Child);
-
-impl Qemu {
-    fn start(mut command: Command) -> Result<Self, VmError> {
-        sys::die_with_us(&mut command);
-        command.spawn().map(Self).map_err(cannot("start", Path::new(command.get_program())))
-    }
-
-    /// Waits until it has ended, and kills it where that takes too long.
-    fn wait(mut self, limit: Duration) -> io::Result<End> {
-        let deadline = Instant::now() + limit;
-        loop {
-            if let Some(status) = self.0.try_wait()? {
-                return Ok(End::Exited(status.to_string()));
-            }
-            if Instant::now() >= deadline {
-                return Ok(End::Killed(limit));
-            }
-            thread::sleep(POLL);
-        }
+    /// The address of NIC number `index`.
+    pub fn mac(index: usize) -> [u8; 6] {
+        nic::mac(index)
     }
 }
 
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        // Both fail only where it has already ended and been waited for.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// QEMU's way to name a file, with the comma doubled, which would end the name.
+fn named(what: &str, path: &Path) -> String {
+    what.to_owned() + &path.display().to_string().replace(',', ",,")
 }
 
 #[cfg(test)]
@@ -254,7 +306,9 @@ mod tests {
     #[test]
     fn impossible_guests_are_refused_in_words() {
         let good = || Guest::new("good").run("true");
-        assert!(good().check().is_ok());
+        assert!(good().check(false).is_ok());
+        // It is told later.
+        assert!(Guest::new("good").check(true).is_ok());
         for (guest, words) in [
             (Guest::new("good"), "give it a command"),
             (Guest::new("a/b").run("true"), "letters, digits"),
@@ -265,7 +319,7 @@ mod tests {
             (good().file("/bin/x", Path::new("x")), "without a slash"),
             (good().file("bin/../x", Path::new("x")), "without a slash"),
         ] {
-            let error = guest.check().unwrap_err().to_string();
+            let error = guest.check(false).unwrap_err().to_string();
             assert!(error.contains(words) && error.lines().count() == 1, "{error}");
         }
     }

@@ -1,9 +1,8 @@
 //! What `bench/vm/fetch.sh` put into `target/vm`.
 #![forbid(unsafe_code)]
 
-use super::VmError;
+use super::{VmError, module};
 use std::env;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -44,18 +43,7 @@ impl Kit {
 
     /// A module of the kernel's, as it was packed (busybox's insmod unpacks it); `None` where the kernel has it built in, or not at all.
     pub fn module(&self, name: &str) -> Option<PathBuf> {
-        let begins = format!("{name}.ko");
-        let mut folders = vec![self.root().join("lib/modules"), self.root().join("usr/lib/modules")];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    folders.push(entry.path());
-                } else if entry.file_name().to_string_lossy().starts_with(&begins) {
-                    return Some(entry.path());
-                }
-            }
-        }
-        None
+        module::find(&self.root(), name)
     }
 
     /// The kernel.
@@ -69,6 +57,17 @@ impl Kit {
         // Written last.
         if !folder.join("fetched").exists() {
             return Err(VmError::NoRealTimeKernel(folder));
+        }
+        Ok(folder.join("vmlinuz"))
+    }
+
+    /// The kernel that `bench/vm/fetch.sh zerocopy` fetches, in which QEMU's igb and virtio-net have AF_XDP zero-copy: for
+    /// [`Guest::kernel`](super::Guest::kernel). The modules of both are there too.
+    pub fn zero_copy_kernel(&self) -> Result<PathBuf, VmError> {
+        let folder = self.folder.join("zerocopy");
+        // Written last.
+        if !folder.join("fetched").exists() {
+            return Err(VmError::NoZeroCopyKernel(folder));
         }
         Ok(folder.join("vmlinuz"))
     }

@@ -6,6 +6,9 @@
 //! 9 s, so one boot runs many checks. QEMU interprets the guest's instructions, and its host may be busy: nothing measured in here
 //! says anything about speed.
 //!
+//! A guest may have NICs ([`Guest::nic`]) whose wires lead to the test, which then talks with it while it runs ([`Guest::converse`]): it has a
+//! forwarder started, sends frames into one NIC and receives them from another ([`Wire`]), and has it stopped.
+//!
 //! ```no_run
 //! # fn main() -> Result<(), bench::vm::VmError> {
 //! let kit = bench::vm::Kit::find()?;
@@ -19,12 +22,19 @@ mod cpio;
 mod error;
 mod guest;
 mod kit;
+mod module;
+mod nic;
 mod program;
 mod report;
+mod session;
 mod sys;
+mod tap;
+mod wire;
 
 pub use error::VmError;
 pub use guest::Guest;
 pub use kit::Kit;
-pub use program::{build_static, build_static_test};
+pub use program::{build_static, build_static_test, build_static_unit_tests};
 pub use report::{CheckResult, Outcome, Report};
+pub use session::Session;
+pub use wire::{Tallies, Tally, Traffic, Wire};

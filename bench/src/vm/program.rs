@@ -22,12 +22,19 @@ pub fn build_static_test(package: &str, name: &str) -> Result<PathBuf, VmError> 
     build(package, name, &["test", "--no-run", "--test"])
 }
 
+/// The same for the unit tests of a crate's library. Those that are for a guest are ignored elsewhere.
+pub fn build_static_unit_tests(package: &str) -> Result<PathBuf, VmError> {
+    build(package, package, &["test", "--no-run", "--lib"])
+}
+
 fn build(package: &str, program: &str, what: &[&str]) -> Result<PathBuf, VmError> {
+    let named = if what.contains(&"--lib") { &[][..] } else { &[program] };
     let failed = |why: String| VmError::Build { program: program.to_owned(), why };
     let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .current_dir(workspace())
         .args(what)
-        .args([program, "--locked", "--message-format=json-render-diagnostics"])
+        .args(named)
+        .args(["--locked", "--message-format=json-render-diagnostics"])
         .args(["--target", TARGET, "--package", package])
         .env("CARGO_TARGET_DIR", target())
         // It would take precedence.

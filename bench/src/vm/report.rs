@@ -104,7 +104,9 @@ impl Remains<'_> {
         let mut done = false;
         // The terminal ends lines with a carriage return too.
         for line in self.results.lines().map(str::trim_end) {
-            if line == "DONE" {
+            if line == "READY" {
+                // For the host only.
+            } else if line == "DONE" {
                 done = true;
             } else if let Some(result) = CheckResult::parse(line) {
                 report.results.push(result);

@@ -1,6 +1,9 @@
 //! What the tests in guests share.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub(crate) mod forwarder;
+pub(crate) mod hosts;
+
 use bench::vm::{Kit, Outcome, Report};
 use serde_json::Value;
 

@@ -41,7 +41,7 @@ impl PageSize {
         }
     }
 
-    fn memfd_flags(self) -> libc::c_uint {
+    pub(crate) fn memfd_flags(self) -> libc::c_uint {
         match self {
             PageSize::Base => 0,
             PageSize::Huge2M => libc::MFD_HUGETLB | libc::MFD_HUGE_2MB,

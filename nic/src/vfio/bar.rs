@@ -160,7 +160,9 @@ fn areas(info: &RegionInfo, bytes: &[u8], length: usize) -> Vec<Range<usize>> {
     let sparse = (info.flags & abi::REGION_CAPS != 0)
         .then(|| abi::capabilities(bytes, info.cap_offset).find(|(id, _)| *id == abi::REGION_CAP_SPARSE_MMAP))
         .flatten();
-    let Some((_, content)) = sparse else { return Vec::from_iter([(0..length)]) };
+    // One whole range, not its numbers.
+    #[allow(clippy::single_range_in_vec_init)]
+    let Some((_, content)) = sparse else { return vec![0..length] };
     let mut areas: Vec<Range<usize>> = Vec::new();
     for (offset, size) in abi::pairs(content) {
         let (Ok(start), Some(end)) = (usize::try_from(offset), offset.checked_add(size)) else { continue };

@@ -1,203 +1,127 @@
 //! The way to a device by its IOMMU group: `/dev/vfio/N`, and the container `/dev/vfio/vfio` that groups share.
 //!
-//! One container for all ports of the process, so that packet memory is mapped once and every device reaches it. A group can be had by one process only, and
-//! only whole. It stays open until the last of its devices is closed; then the devices' bindings are undone, for the kernel gives no device of
-//! an open group to another driver.
+//! One container for all ports of the process, so that packet memory is mapped once and every device reaches it.
 #![forbid(unsafe_code)]
 
 use super::abi::{self, DmaMap, DmaUnmap, GroupStatus, IommuInfo};
 use super::dma::{DmaSpace, Iommu};
 use super::error::{VfioError, map_error};
+use super::membership::{Groups, Membership, lock};
+use super::noiommu::NoIommu;
+use super::pci::bind::Binding;
+use super::pci::errors::PciError;
+use super::pci::group;
 use super::sys;
+use super::way::Opened;
 use std::ffi::CString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::RangeInclusive;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
-const CONTAINER: &str = "/dev/vfio/vfio";
-const GROUPS: &str = "/dev/vfio";
-
-/// What undoes a binding when it is dropped.
-pub(super) type Binding = Box<dyn Send + Sync>;
-
-/// A container with an IOMMU, and its open groups.
+/// A container, and its open groups.
 struct Container {
     file: File,
-    groups: Mutex<Vec<(u32, Weak<Group>)>>,
+    groups: Groups,
 }
 
-/// An open group. Its fields go in this order.
-struct Group {
-    file: File,
-    /// Those of its devices that are closed already.
-    bindings: Mutex<Vec<Binding>>,
-    _container: Arc<Container>,
-}
-
-/// Keeps a group open for one of its devices, and then undoes the device's binding when the group is closed.
-pub(super) struct Membership {
-    group: Arc<Group>,
-    binding: Option<Binding>,
-}
-
-/// What [`open`] gives.
-pub(super) struct Opened {
-    /// The device.
-    pub(super) device: OwnedFd,
-    /// To be dropped when the device is closed.
-    pub(super) membership: Membership,
-    /// The memory that it can reach.
-    pub(super) dma: Arc<DmaSpace>,
-}
+type Shared = Mutex<Option<(Weak<Container>, Weak<DmaSpace>)>>;
 
 /// The process's container, as long as a port has it open.
-static SHARED: Mutex<Option<(Weak<Container>, Weak<DmaSpace>)>> = Mutex::new(None);
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn open_file(path: &Path, missing: impl FnOnce() -> VfioError) -> Result<File, VfioError> {
-    let file = OpenOptions::new().read(true).write(true).open(path);
-    file.map_err(|error| VfioError::open(path, error, missing))
-}
-
-/// The number of a device's group.
-pub(super) fn group_number(sysfs: &Path, address: &str) -> Result<u32, VfioError> {
-    let link = fs::read_link(sysfs.join("bus/pci/devices").join(address).join("iommu_group"));
-    let number = link.ok().and_then(|target| target.file_name()?.to_str()?.parse().ok());
-    number.ok_or_else(|| VfioError::NoIommu { device: address.to_owned() })
-}
+static SHARED: Shared = Mutex::new(None);
+/// The one for devices without an IOMMU: the kernel lets none be for both.
+static SHARED_NO_IOMMU: Shared = Mutex::new(None);
 
 /// Opens a device that is bound to vfio-pci.
-pub(super) fn open(sysfs: &Path, address: &str, binding: Option<Binding>) -> Result<Opened, VfioError> {
-    let number = group_number(sysfs, address)?;
+pub(super) fn open(binding: Binding) -> Result<Opened, VfioError> {
+    let device = binding.device().clone();
+    let address = device.address().to_string();
+    let (path, no_iommu) = (binding.group_path()?, binding.is_no_iommu());
+    let number = device.group().ok_or(PciError::NoIommu { address: device.address() })?;
     // Held to the end: two ports that open at once share the container.
-    let mut shared = lock(&SHARED);
+    let mut shared = lock(if no_iommu { &SHARED_NO_IOMMU } else { &SHARED });
     let known = shared.as_ref().and_then(|(container, dma)| Some((container.upgrade()?, dma.upgrade()?)));
     // One whose last group was closed has lost its IOMMU, and what was mapped.
-    let known = known.filter(|(container, _)| container.has_groups());
+    let known = known.filter(|(container, _)| !container.groups.is_empty());
     let (container, dma) = match known {
         Some((container, dma)) => (container, Some(dma)),
         None => (Arc::new(Container::open()?), None),
     };
-    let group = container.group(sysfs, number, address, dma.is_none())?;
+    let group = container.groups.get(number, || {
+        let file = binding.open_group()?;
+        check_viable(&file, &binding, &path)?;
+        container.add(&file, no_iommu, dma.is_none())?;
+        Ok::<_, VfioError>(Some(file))
+    })?;
+    let membership = Membership::new(group, binding);
+    let Some(file) = &membership.group.file else { return Err(VfioError::NoGroupFile) };
+    let name = CString::new(address).map_err(|error| VfioError::system("a device's name")(error.into()))?;
+    let fd = sys::device_fd(file.as_fd(), &name).map_err(|error| match error.raw_os_error() {
+        Some(libc::EBUSY) => VfioError::DeviceBusy { path: path.clone() },
+        _ => VfioError::system("the kernel does not give the device (VFIO_GROUP_GET_DEVICE_FD)")(error),
+    })?;
     let dma = match dma {
         Some(dma) => {
             dma.narrow();
             dma
         }
+        None if no_iommu => DmaSpace::new(Box::new(NoIommu)),
         None => DmaSpace::new(Box::new(Type1(Arc::clone(&container)))),
     };
     *shared = Some((Arc::downgrade(&container), Arc::downgrade(&dma)));
-    let name = CString::new(address).map_err(|error| VfioError::system("a device's name")(error.into()))?;
-    let membership = Membership { group, binding };
-    let device = sys::device_fd(membership.group.file.as_fd(), &name)
-        .map_err(|error| device_error(error, number, address))?;
-    Ok(Opened { device, membership, dma })
+    let words = if no_iommu { "no IOMMU".to_owned() } else { format!("IOMMU group {number}") };
+    Ok(Opened { device: fd, membership, dma, words })
 }
 
-fn device_error(error: io::Error, group: u32, address: &str) -> VfioError {
-    let path = group_path(group);
-    match error.raw_os_error() {
-        Some(libc::ENODEV) => VfioError::NotBound { path, device: address.to_owned() },
-        Some(libc::EBUSY) => VfioError::InUse { path },
-        _ => VfioError::system("the kernel does not give the device (VFIO_GROUP_GET_DEVICE_FD)")(error),
+/// It was viable when the device was bound; somebody may have bound another of the group since.
+fn check_viable(file: &File, binding: &Binding, path: &str) -> Result<(), VfioError> {
+    let mut status = GroupStatus::default();
+    sys::call(file.as_fd(), abi::GROUP_GET_STATUS, &mut status)
+        .map_err(VfioError::system("cannot ask about the IOMMU group (VFIO_GROUP_GET_STATUS)"))?;
+    if status.flags & abi::GROUP_VIABLE == 0 {
+        if let Some(group) = group::Group::of(binding.device()) {
+            group.check(binding.device())?;
+        }
+        return Err(VfioError::NotViable { path: path.to_owned() });
     }
-}
-
-fn group_path(number: u32) -> PathBuf {
-    Path::new(GROUPS).join(number.to_string())
+    if status.flags & abi::GROUP_CONTAINER_SET != 0 {
+        return Err(binding.busy(path).into());
+    }
+    Ok(())
 }
 
 impl Container {
     fn open() -> Result<Self, VfioError> {
-        let path = Path::new(CONTAINER);
-        let file = open_file(path, || VfioError::NoVfio { path: path.to_owned() })?;
+        let path = "/dev/vfio/vfio";
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(VfioError::open(path))?;
         let version = sys::call_number(file.as_fd(), abi::GET_API_VERSION, 0)
             .map_err(VfioError::system("cannot ask for VFIO's version"))?;
         if version != abi::API_VERSION {
-            let error = io::Error::other(format!("version {version} of VFIO is not known"));
-            return Err(VfioError::system("cannot use VFIO")(error));
+            let error = io::Error::other(format!("version {version} is not known"));
+            return Err(VfioError::system("cannot use this kernel's VFIO")(error));
         }
-        Ok(Self { file, groups: Mutex::default() })
+        Ok(Self { file, groups: Groups::default() })
     }
 
-    fn has_groups(&self) -> bool {
-        lock(&self.groups).iter().any(|(_, group)| group.strong_count() > 0)
-    }
-
-    /// Opens a group, or gives it where a device of it is open already. `first`: the container has no IOMMU yet.
-    fn group(
-        self: &Arc<Self>,
-        sysfs: &Path,
-        number: u32,
-        address: &str,
-        first: bool,
-    ) -> Result<Arc<Group>, VfioError> {
-        let mut groups = lock(&self.groups);
-        groups.retain(|(_, group)| group.strong_count() > 0);
-        let known = groups.iter().find(|(known, _)| *known == number);
-        if let Some(group) = known.and_then(|(_, group)| group.upgrade()) {
-            return Ok(group);
-        }
-        let path = group_path(number);
-        let missing = || VfioError::NotBound { path: path.clone(), device: address.to_owned() };
-        let file = open_file(&path, missing)?;
-        let mut status = GroupStatus::default();
-        sys::call(file.as_fd(), abi::GROUP_GET_STATUS, &mut status)
-            .map_err(VfioError::system("cannot ask about the IOMMU group"))?;
-        if status.flags & abi::GROUP_VIABLE == 0 {
-            return Err(VfioError::NotViable { group: number, others: holders(sysfs, number) });
-        }
-        if status.flags & abi::GROUP_CONTAINER_SET != 0 {
-            return Err(VfioError::InUse { path });
-        }
-        sys::set_container(file.as_fd(), self.file.as_fd()).map_err(|error| {
-            // With an IOMMU set, the group's domain is made here.
-            if error.raw_os_error() == Some(libc::EPERM) {
-                return VfioError::NoInterruptRemapping;
-            }
-            VfioError::system("cannot put the IOMMU group into a container")(error)
+    /// Puts a group in; the first one brings the IOMMU.
+    fn add(&self, group: &File, no_iommu: bool, first: bool) -> Result<(), VfioError> {
+        // With an IOMMU there, the group gets its domain now.
+        sys::set_container(group.as_fd(), self.file.as_fd()).map_err(|error| match error.raw_os_error() {
+            Some(libc::EPERM) => VfioError::from(PciError::of_set_iommu(error)),
+            _ => VfioError::system("cannot put the IOMMU group into a container")(error),
         })?;
-        if first {
-            let has = sys::call_number(self.file.as_fd(), abi::CHECK_EXTENSION, abi::TYPE1V2_IOMMU);
-            if !has.is_ok_and(|answer| answer > 0) {
-                return Err(VfioError::NoType1);
-            }
-            sys::call_number(self.file.as_fd(), abi::SET_IOMMU, abi::TYPE1V2_IOMMU)
-                .map_err(VfioError::set_iommu)?;
+        if !first {
+            return Ok(());
         }
-        let group = Arc::new(Group { file, bindings: Mutex::default(), _container: Arc::clone(self) });
-        groups.push((number, Arc::downgrade(&group)));
-        Ok(group)
-    }
-}
-
-/// The devices of a group that a driver of the kernel holds, with its name.
-fn holders(sysfs: &Path, group: u32) -> String {
-    let devices = sysfs.join("kernel/iommu_groups").join(group.to_string()).join("devices");
-    let entries = fs::read_dir(devices).into_iter().flatten().flatten();
-    let mut held: Vec<String> = entries
-        .filter_map(|entry| {
-            let driver = fs::read_link(entry.path().join("driver")).ok()?;
-            let (name, driver) = (entry.file_name(), driver.file_name()?.to_string_lossy().into_owned());
-            // Ports of a bridge may keep theirs.
-            let harmless = ["vfio-pci", "pcieport", "pci-stub"].contains(&driver.as_str());
-            (!harmless).then(|| format!("{} ({driver})", name.to_string_lossy()))
-        })
-        .collect();
-    held.sort();
-    if held.is_empty() { "unknown ones".to_owned() } else { held.join(", ") }
-}
-
-impl Drop for Membership {
-    fn drop(&mut self) {
-        lock(&self.group.bindings).extend(self.binding.take());
+        let kind = if no_iommu { abi::NOIOMMU_IOMMU } else { abi::TYPE1V2_IOMMU };
+        let has = sys::call_number(self.file.as_fd(), abi::CHECK_EXTENSION, kind);
+        if !has.is_ok_and(|answer| answer > 0) {
+            return Err(PciError::NoIommuDriver.into());
+        }
+        sys::call_number(self.file.as_fd(), abi::SET_IOMMU, kind).map_err(PciError::of_set_iommu)?;
+        Ok(())
     }
 }
 
@@ -209,16 +133,7 @@ impl Iommu for Type1 {
         let info =
             sys::call_with_capabilities(self.0.file.as_fd(), abi::IOMMU_GET_INFO, IommuInfo::default());
         let Ok((info, bytes)) = info else { return Vec::new() };
-        if info.flags & abi::IOMMU_INFO_CAPS == 0 {
-            return before_ranges();
-        }
-        let capability = abi::capabilities(&bytes, info.cap_offset)
-            .find(|(id, _)| *id == abi::IOMMU_CAP_IOVA_RANGE)
-            .map(|(_, bytes)| abi::pairs(bytes));
-        match capability {
-            Some(pairs) => pairs.into_iter().map(|(start, last)| start..=last).collect(),
-            None => before_ranges(),
-        }
+        iova_ranges(&info, &bytes)
     }
 
     fn map(&self, iova: u64, address: NonNull<u8>, length: usize) -> io::Result<()> {
@@ -241,7 +156,38 @@ impl Iommu for Type1 {
     }
 }
 
-/// What kernels before 5.4 do not tell of: x86 keeps addresses for interrupts there, and some IOMMUs translate 39 bits.
-fn before_ranges() -> Vec<RangeInclusive<u64>> {
-    vec![0..=0xFEDF_FFFF, 0xFEF0_0000..=(1 << 39) - 1]
+/// The ranges in what the kernel tells of an IOMMU.
+fn iova_ranges(info: &IommuInfo, bytes: &[u8]) -> Vec<RangeInclusive<u64>> {
+    let capability = (info.flags & abi::IOMMU_INFO_CAPS != 0)
+        .then(|| abi::capabilities(bytes, info.cap_offset).find(|(id, _)| *id == abi::IOMMU_CAP_IOVA_RANGE));
+    match capability.flatten() {
+        Some((_, bytes)) => abi::pairs(bytes).into_iter().map(|(start, last)| start..=last).collect(),
+        // Kernels before 5.4 do not tell: x86 keeps addresses for interrupts there, and some IOMMUs translate 39 bits.
+        None => vec![0..=0xFEDF_FFFF, 0xFEF0_0000..=(1 << 39) - 1],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_those_of_the_capability_or_what_is_always_so() {
+        let info = IommuInfo { flags: abi::IOMMU_INFO_CAPS, cap_offset: 24, ..IommuInfo::default() };
+        let mut bytes = vec![0; 24];
+        for word in [1 << 16 | u32::from(abi::IOMMU_CAP_IOVA_RANGE), 0, 1, 0] {
+            bytes.extend(word.to_ne_bytes());
+        }
+        bytes.extend(0x1000_u64.to_ne_bytes());
+        bytes.extend(0xFFFF_u64.to_ne_bytes());
+        let ranges = iova_ranges(&info, &bytes);
+        assert_eq!(
+            ranges.iter().map(|range| (*range.start(), *range.end())).collect::<Vec<_>>(),
+            [(0x1000, 0xFFFF)]
+        );
+        for (info, bytes) in [(IommuInfo { flags: 0, ..info }, &bytes[..]), (info, &bytes[..24])] {
+            let ranges = iova_ranges(&info, bytes);
+            assert!(ranges.len() == 2 && ranges.iter().all(|range| !range.contains(&0xFEE0_0000)));
+        }
+    }
 }

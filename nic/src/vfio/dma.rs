@@ -8,7 +8,7 @@
 #![allow(unsafe_code)]
 
 use super::iova::{IovaAllocator, PAGE};
-use crate::memory::{Frame, Pool};
+use crate::memory::{Frame, PageSize, Pool};
 use crate::sys;
 use std::io;
 use std::ops::RangeInclusive;
@@ -67,6 +67,10 @@ pub(crate) trait Iommu: Send + Sync {
     fn fixed_iova(&self, _address: NonNull<u8>, _length: usize) -> io::Result<Option<u64>> {
         Ok(None)
     }
+    /// The pages that rings are on. Without an IOMMU they must be such as the kernel does not move.
+    fn ring_pages(&self) -> PageSize {
+        PageSize::Base
+    }
 }
 
 /// The memory that the devices of one IOMMU domain can reach.
@@ -100,8 +104,9 @@ impl DmaSpace {
 
     /// Zeroed memory for rings: whole pages, mapped. Its length is `bytes`, rounded up to pages; its addresses are multiples of a page on both sides.
     pub(crate) fn allocate(self: &Arc<Self>, bytes: usize) -> io::Result<DmaBuffer> {
-        let length = bytes.max(1).next_multiple_of(PAGE as usize);
-        let file = sys::memfd_create(c"isoplane-rings", 0)?;
+        let page = self.iommu.ring_pages();
+        let length = bytes.max(1).next_multiple_of(page.bytes());
+        let file = sys::memfd_create(c"isoplane-rings", page.memfd_flags())?;
         sys::allocate_file(file.as_fd(), length)?;
         let base = sys::map_shared(file.as_fd(), length, 0)?;
         match self.map(base, length, PAGE) {

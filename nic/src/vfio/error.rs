@@ -1,50 +1,29 @@
-//! Why VFIO does not give a device: one line each, with the way out.
+//! Why VFIO does not give a device that is bound: one line each, with the way out. What goes wrong before is [`PciError`]'s.
 #![forbid(unsafe_code)]
 
-use super::nic::NicError;
+use super::pci::errors::PciError;
 use std::io;
-use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// Without the port's name, which stands before it.
 #[derive(Debug, Error)]
 pub(super) enum VfioError {
+    #[error(transparent)]
+    Pci(#[from] PciError),
+    #[error("there is no {path}: run \"modprobe vfio-pci\" as root; in a container, pass it /dev/vfio")]
+    NoVfio { path: String },
     #[error(
-        "{device} is in no IOMMU group: switch the IOMMU on, in the firmware (VT-d, AMD-Vi, SMMU) and on Intel also by intel_iommu=on on the kernel's command line; where there is none, iommu=noiommu goes without its protection"
+        "{path} is not viable: the kernel's drivers hold another device of its IOMMU group, which could reach our memory: \"isoplane nics\" shows which"
     )]
-    NoIommu { device: String },
-    #[error("there is no {}: run \"modprobe vfio-pci\" as root; in a container, pass it /dev/vfio", path.display())]
-    NoVfio { path: PathBuf },
-    #[error("there is no {}: bind {device} to vfio-pci", path.display())]
-    NotBound { path: PathBuf, device: String },
-    #[error("no access to {}: run as root, or \"chown $USER {}\" as root", path.display(), path.display())]
-    NoAccess { path: PathBuf },
-    #[error("{} is in use: end the process that has it open (\"fuser -v {}\" names it)", path.display(), path.display())]
-    InUse { path: PathBuf },
-    #[error(
-        "IOMMU group {group} is not viable: the kernel's drivers hold other devices of it, which could reach our memory: {others}: unbind each of them, by \"echo ADDRESS > /sys/bus/pci/devices/ADDRESS/driver/unbind\" as root, or put the NIC into another slot"
-    )]
-    NotViable { group: u32, others: String },
-    #[error("the kernel has no IOMMU interface of type 1: run \"modprobe vfio_iommu_type1\" as root")]
-    NoType1,
-    #[error(
-        "the IOMMU does not remap interrupts, by which a device could disturb the host, so the kernel refuses it: switch interrupt remapping on (firmware; intremap=on), or, where you trust the device, \"echo 1 > /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts\" as root"
-    )]
-    NoInterruptRemapping,
+    NotViable { path: String },
+    #[error("the device is open already, by {path}: it can be one port only")]
+    DeviceBusy { path: String },
+    #[error("its IOMMU group is open by iommufd already: pass the same iommu=... to all ports of the group")]
+    NoGroupFile,
     #[error(
         "this kernel has no iommufd for devices ({missing} is missing; CONFIG_IOMMUFD, CONFIG_VFIO_DEVICE_CDEV): pass iommu=group"
     )]
     NoIommufd { missing: String },
-    #[error(
-        "this process has {has} open, and the memory of one process is mapped in one way only: pass the same iommu=... to every port"
-    )]
-    Mixed { has: &'static str },
-    #[error(
-        "the kernel does not give devices without an IOMMU: \"modprobe vfio enable_unsafe_noiommu_mode=1\" as root, then bind {device} to vfio-pci anew"
-    )]
-    NoNoIommu { device: String },
-    #[error("{device} is behind an IOMMU: leave iommu=noiommu out")]
-    HasIommu { device: String },
     #[error("{what}: {source}")]
     System { what: &'static str, source: io::Error },
 }
@@ -55,30 +34,13 @@ impl VfioError {
         move |source| Self::System { what, source }
     }
 
-    /// Why a file of /dev cannot be opened; `missing` where it is not there.
-    pub(super) fn open(path: &Path, error: io::Error, missing: impl FnOnce() -> Self) -> Self {
-        let path = path.to_owned();
-        match error.raw_os_error() {
-            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => missing(),
-            Some(libc::EACCES | libc::EPERM) => Self::NoAccess { path },
-            Some(libc::EBUSY) => Self::InUse { path },
-            _ => Self::System { what: "cannot open a file of /dev/vfio", source: error },
+    /// Why a file of VFIO's own cannot be opened.
+    pub(super) fn open(path: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| match source.raw_os_error() {
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => Self::NoVfio { path: path.into() },
+            Some(libc::EACCES | libc::EPERM) => PciError::NoPermission { path: path.into() }.into(),
+            _ => PciError::Open { what: format!("open {path}"), source }.into(),
         }
-    }
-
-    /// What `VFIO_SET_IOMMU` answered.
-    pub(super) fn set_iommu(error: io::Error) -> Self {
-        match error.raw_os_error() {
-            Some(libc::EPERM) => Self::NoInterruptRemapping,
-            Some(libc::ENODEV) => Self::NoType1,
-            _ => Self::System { what: "the kernel refuses the IOMMU (VFIO_SET_IOMMU)", source: error },
-        }
-    }
-}
-
-impl From<VfioError> for NicError {
-    fn from(error: VfioError) -> Self {
-        NicError::Device(error.to_string())
     }
 }
 
@@ -97,5 +59,37 @@ pub(super) fn map_error(error: io::Error, length: usize) -> io::Error {
             "the kernel maps no more pieces of memory: raise /sys/module/vfio_iommu_type1/parameters/dma_entry_limit",
         ),
         _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_the_way_out_in_one_line() {
+        let mapped = |code| map_error(io::Error::from_raw_os_error(code), 16 << 20).to_string();
+        let opened = |code| VfioError::open("/dev/vfio/vfio")(io::Error::from_raw_os_error(code)).to_string();
+        for (text, words) in [
+            (mapped(libc::ENOMEM), "16384 KiB more"),
+            (mapped(libc::ENOMEM), "ulimit -l"),
+            (mapped(libc::ENOSPC), "dma_entry_limit"),
+            (opened(libc::ENOENT), "modprobe vfio-pci"),
+            (opened(libc::EACCES), "run as root"),
+            (
+                PciError::of_set_iommu(io::Error::from_raw_os_error(libc::EPERM)).to_string(),
+                "allow_unsafe_interrupts",
+            ),
+            (
+                PciError::of_set_iommu(io::Error::from_raw_os_error(libc::ENODEV)).to_string(),
+                "vfio_iommu_type1",
+            ),
+        ] {
+            assert!(text.contains(words) && !text.contains('\n'), "{text}");
+        }
+        assert_eq!(
+            map_error(io::Error::from_raw_os_error(libc::EINVAL), 1).raw_os_error(),
+            Some(libc::EINVAL)
+        );
     }
 }

@@ -42,7 +42,7 @@ pub(crate) trait PciFunction: Send + Sync {
     /// How many MSI-X vectors it has; 0 where it has none.
     fn msix_vectors(&self) -> u16;
 
-    /// Enables the first `count` vectors, and gives for each the eventfd that its interrupts are counted in.
+    /// Enables the first `count` vectors, and gives for each the eventfd that its interrupts are counted in. They come while the function is bus master.
     fn enable_msix(&self, count: u16) -> io::Result<Vec<OwnedFd>>;
 
     /// True once the kernel has asked for the device (it is being unplugged), or it answers no more.

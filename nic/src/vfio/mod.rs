@@ -12,18 +12,27 @@ mod drivers;
 mod error;
 pub(crate) mod function;
 pub(crate) mod gate;
+#[cfg(test)]
+mod hardware;
+#[cfg(test)]
+pub(crate) mod instructions;
 pub(crate) mod intel;
+mod iommufd;
 pub(crate) mod iova;
+mod membership;
 #[cfg(test)]
 pub(crate) mod model;
 pub(crate) mod nic;
+mod noiommu;
 mod open;
 mod options;
+pub(crate) mod pci;
 mod plan;
 mod port;
 pub(crate) mod registers;
 mod sys;
 mod table;
+mod way;
 
 use crate::drivers::Driver;
 
@@ -32,8 +41,8 @@ pub(crate) const DRIVER: Driver = Driver {
     name: "vfio",
     summary: "a whole PCI NIC, driven from user space behind an IOMMU",
     forms: &[(
-        "vfio:ADDRESS?queues=1&rx_ring=1024&tx_ring=1024&mtu=1500&checksum=off&vlans=10,20&iommu=auto",
-        "the NIC at a PCI address (0000:03:00.0), with so many receive queues; its VLANs, or all; iommu=iommufd, group or noiommu",
+        "vfio:ADDRESS?queues=1&rx_ring=1024&tx_ring=1024&mtu=1500&checksum=off&vlans=10,20&iommu=auto&take=no",
+        "the NIC at a PCI address (0000:03:00.0), with so many receive queues and those VLANs, or all; taken from the kernel while the program runs",
     )],
     check: plan::check,
 };

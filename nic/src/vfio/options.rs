@@ -6,7 +6,7 @@ use crate::port::PortError;
 use crate::spec::PortSpec;
 
 /// The keys that every driver takes.
-const KEYS: &[&str] = &["queues", "rx_ring", "tx_ring", "mtu", "checksum", "vlans", "iommu"];
+const KEYS: &[&str] = &["queues", "rx_ring", "tx_ring", "mtu", "checksum", "vlans", "iommu", "take"];
 /// Descriptors of a ring where nothing is said and the driver can have them.
 const RING: u16 = 1024;
 /// The MTU where nothing is said.
@@ -22,7 +22,7 @@ pub(super) enum IommuChoice {
     /// `/dev/vfio/N` and `/dev/vfio/vfio`.
     Group,
     /// `/dev/vfio/noiommu-N`: the device reaches all memory.
-    NoIommu,
+    Off,
 }
 
 /// The options, with their defaults filled in.
@@ -35,6 +35,8 @@ pub(super) struct Options {
     pub(super) checksum: bool,
     pub(super) vlans: Vec<u16>,
     pub(super) iommu: IommuChoice,
+    /// Take it also where the kernel uses its interface.
+    pub(super) take: bool,
     /// The driver's own.
     pub(super) own: Vec<(String, String)>,
 }
@@ -69,12 +71,21 @@ impl Options {
                     ("auto", IommuChoice::Auto),
                     ("iommufd", IommuChoice::Iommufd),
                     ("group", IommuChoice::Group),
-                    ("noiommu", IommuChoice::NoIommu),
+                    ("off", IommuChoice::Off),
+                    ("noiommu", IommuChoice::Off),
                 ],
                 IommuChoice::Auto,
             )?,
+            take: spec.choice("take", &[("yes", true), ("no", false)], false)?,
             own: own.collect(),
         })
+    }
+}
+
+impl Options {
+    /// The frames that the rings keep.
+    pub(super) fn frames(&self, tx_queues: usize) -> usize {
+        usize::from(self.queues) * usize::from(self.rx_ring) + tx_queues * usize::from(self.tx_ring)
     }
 }
 
@@ -90,4 +101,62 @@ fn vlans(spec: &PortSpec) -> Result<Vec<u16>, PortError> {
     ids.sort_unstable();
     ids.dedup();
     Ok(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vfio::nic::NicError;
+
+    static CHIP: NicDriver = NicDriver {
+        name: "chip",
+        devices: &[],
+        max_queues: 4,
+        ring_sizes: (64, 4096, 8),
+        max_mtu: 9216,
+        registers_bytes: 0,
+        options: &["mode"],
+        open: |_, _| Err(NicError::Device("it is a test's".into())),
+    };
+
+    fn read(options: &str) -> Result<Options, String> {
+        let spec: PortSpec = format!("vfio:0000:03:00.0{options}").parse().unwrap();
+        Options::read(&spec, &CHIP).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn options_have_defaults_that_the_driver_can_have() {
+        let options = read("").unwrap();
+        assert_eq!((options.queues, options.rx_ring, options.tx_ring, options.mtu), (1, 1024, 1024, 1500));
+        assert_eq!((options.checksum, options.iommu, options.take), (false, IommuChoice::Auto, false));
+        let options = read("?queues=2&rx_ring=128&tx_ring=64&mtu=9000&mode=fast").unwrap();
+        assert_eq!((options.frames(3), options.mtu), (2 * 128 + 3 * 64, 9000));
+        assert_eq!(options.own, [("mode".to_owned(), "fast".to_owned())]);
+        let options = read("?vlans=20,10,20&checksum=on&iommu=group&take=yes").unwrap();
+        assert_eq!((options.vlans, options.checksum, options.take), (vec![10, 20], true, true));
+        let small = NicDriver { ring_sizes: (32, 256, 32), max_mtu: 1496, ..CHIP };
+        let spec: PortSpec = "vfio:03:00.0".parse().unwrap();
+        let options = Options::read(&spec, &small).unwrap();
+        assert_eq!((options.rx_ring, options.mtu), (256, 1496));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_what_to_write() {
+        for (options, words) in [
+            ("?queues=5", "from 1 to 4"),
+            ("?queues=0", "from 1 to 4"),
+            ("?rx_ring=32", "from 64 to 4096"),
+            ("?tx_ring=100", "multiple of 8"),
+            ("?mtu=9217", "from 68 to 9216"),
+            ("?vlans=0", "vlans=10,20"),
+            ("?vlans=1,,2", "vlans=10,20"),
+            ("?vlans=4095", "vlans=10,20"),
+            ("?iommu=maybe", "auto, iommufd, group, off"),
+            ("?take=maybe", "yes, no"),
+            ("?ring=1", "rx_ring"),
+        ] {
+            let error = read(options).unwrap_err();
+            assert!(error.contains(words) && !error.contains('\n'), "{options}: {error}");
+        }
+    }
 }

@@ -1,112 +1,40 @@
 //! A `vfio:` port that is planned: what sysfs says of the device, and the options. Nothing is opened or changed.
 #![forbid(unsafe_code)]
 
-use super::function::PciId;
-use super::nic::{KnownDevice, NicDriver};
+use super::nic::NicDriver;
 use super::open;
-use super::options::Options;
-use super::table;
+use super::options::{IommuChoice, Options};
+use super::pci::address::PciAddress;
+use super::pci::bind::{self, Wishes};
+use super::pci::errors::PciError;
+use super::pci::ids;
+use super::pci::sysfs::Sysfs;
 use crate::port::{OpenContext, OpenPort, PortError, PortPlan};
 use crate::spec::PortSpec;
-use std::fs;
-use std::path::{Path, PathBuf};
 
 /// An Ethernet header.
 pub(super) const ETHERNET_HEADER: usize = 14;
-/// The class of Ethernet controllers (PCI Code and ID Assignment 1.2), above the programming interface.
-const ETHERNET_CLASS: u32 = 0x0200;
 
 /// A port to be opened.
 pub(super) struct VfioPlan {
     pub(super) spec: PortSpec,
-    /// `0000:03:00.0`.
-    pub(super) address: String,
     pub(super) driver: &'static NicDriver,
-    pub(super) device: &'static KnownDevice,
     pub(super) options: Options,
-    pub(super) sysfs: PathBuf,
+    pub(super) binding: bind::Plan,
 }
 
 /// Checks a specification against the devices of this machine.
 pub(super) fn check(spec: &PortSpec) -> Result<Box<dyn PortPlan>, PortError> {
-    Ok(Box::new(check_in(spec, Path::new("/sys"), table::NIC_DRIVERS)?))
-}
-
-/// The same for other devices and drivers.
-fn check_in(spec: &PortSpec, sysfs: &Path, drivers: &[&'static NicDriver]) -> Result<VfioPlan, PortError> {
-    let devices = sysfs.join("bus/pci/devices");
-    let address = full_address(spec.target()).ok_or_else(|| {
-        spec.error("that is no PCI address: write DOMAIN:BUS:DEVICE.FUNCTION as lspci -D does, 0000:03:00.0")
-    })?;
-    let device = devices.join(&address);
-    if !device.exists() {
-        let known = ours(&devices, drivers);
-        let choice = if known.is_empty() {
-            "none is here that a driver knows".into()
-        } else {
-            format!("choose from {known}")
-        };
-        return Err(spec.error(format!("there is no PCI device {address}: {choice}")));
-    }
-    let (Some(id), Some(class)) = (id_of(&device), number(&device, "class")) else {
-        return Err(spec.open_error(format!("cannot read {}", device.display())));
-    };
-    if class >> 8 != ETHERNET_CLASS {
-        return Err(spec.error(format!(
-            "{address} is no Ethernet controller (its class is {:04x}): \"lspci -D\" shows which device is",
-            class >> 8
-        )));
-    }
-    let Some((driver, known)) = table::find_in(drivers, id) else {
-        let names: Vec<&str> = drivers.iter().map(|driver| driver.name).collect();
-        return Err(spec.error(format!(
-            "no driver for {:04x}:{:04x} ({address}), there are {}: use afxdp: with its interface",
-            id.vendor,
-            id.device,
-            names.join(", ")
-        )));
-    };
+    let refused = |error: PciError| error.of_port(spec);
+    let address: PciAddress = spec.target().parse().map_err(|error| refused(PciError::Address(error)))?;
+    let device = Sysfs::default().find(address).map_err(refused)?;
+    device.check_ethernet().map_err(refused)?;
+    let (driver, _) = ids::driver(&device).map_err(refused)?;
     let options = Options::read(spec, driver)?;
-    Ok(VfioPlan { spec: spec.clone(), address, driver, device: known, options, sysfs: sysfs.to_owned() })
-}
-
-/// The address with its domain, in lower case.
-fn full_address(text: &str) -> Option<String> {
-    let text = text.to_ascii_lowercase();
-    let text = if text.matches(':').count() == 1 { format!("0000:{text}") } else { text };
-    let (domain, rest) = text.split_once(':')?;
-    let (bus, rest) = rest.split_once(':')?;
-    let (slot, function) = rest.split_once('.')?;
-    let hex = |part: &str, digits: std::ops::RangeInclusive<usize>| {
-        let whole = digits.contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_hexdigit());
-        whole.then(|| u32::from_str_radix(part, 16).ok()).flatten()
-    };
-    hex(domain, 4..=8)?;
-    hex(bus, 2..=2)?;
-    let fits = hex(slot, 2..=2)? < 32 && hex(function, 1..=1)? < 8;
-    fits.then_some(text)
-}
-
-fn number(device: &Path, file: &str) -> Option<u32> {
-    let text = fs::read_to_string(device.join(file)).ok()?;
-    u32::from_str_radix(text.trim().strip_prefix("0x")?, 16).ok()
-}
-
-fn id_of(device: &Path) -> Option<PciId> {
-    let of = |file| number(device, file).and_then(|number| u16::try_from(number).ok());
-    Some(PciId { vendor: of("vendor")?, device: of("device")? })
-}
-
-/// The devices that a driver knows, for those who named none.
-fn ours(devices: &Path, drivers: &[&'static NicDriver]) -> String {
-    let entries = fs::read_dir(devices).into_iter().flatten().flatten();
-    let known = entries.filter_map(|entry| {
-        let (_, known) = table::find_in(drivers, id_of(&entry.path())?)?;
-        Some(format!("{} ({})", entry.file_name().to_string_lossy(), known.name))
-    });
-    let mut known: Vec<String> = known.collect();
-    known.sort();
-    known.join(", ")
+    device.check_registers(driver.name, driver.registers_bytes).map_err(refused)?;
+    let wishes = Wishes { take: options.take, no_iommu: options.iommu == IommuChoice::Off };
+    let binding = bind::check(&device, wishes).map_err(refused)?;
+    Ok(Box::new(VfioPlan { spec: spec.clone(), driver, options, binding }))
 }
 
 impl PortPlan for VfioPlan {
@@ -119,8 +47,7 @@ impl PortPlan for VfioPlan {
     }
 
     fn frames(&self, tx_queues: usize) -> usize {
-        usize::from(self.options.queues) * usize::from(self.options.rx_ring)
-            + tx_queues * usize::from(self.options.tx_ring)
+        self.options.frames(tx_queues)
     }
 
     fn max_packet_len(&self) -> Option<usize> {
@@ -128,9 +55,6 @@ impl PortPlan for VfioPlan {
     }
 
     fn open(self: Box<Self>, context: &OpenContext<'_>) -> Result<OpenPort, PortError> {
-        open::open(&self, context)
+        open::open(*self, context)
     }
 }
-
-#[cfg(test)]
-mod tests;

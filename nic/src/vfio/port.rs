@@ -9,6 +9,8 @@ use std::sync::Arc;
 /// An open port. Its fields go in this order: the driver's part stops the device, and then the device is closed.
 pub(super) struct VfioPort {
     name: String,
+    /// How it is open: `IOMMU group 7`.
+    words: String,
     max_packet_len: usize,
     /// Why it has gone.
     gone: Option<&'static str>,
@@ -19,11 +21,12 @@ pub(super) struct VfioPort {
 impl VfioPort {
     pub(super) fn new(
         name: String,
+        words: String,
         max_packet_len: usize,
         nic: Box<dyn Nic>,
         function: Arc<VfioFunction>,
     ) -> Self {
-        Self { name, max_packet_len, gone: None, nic, function }
+        Self { name, words, max_packet_len, gone: None, nic, function }
     }
 }
 
@@ -37,7 +40,7 @@ impl Port for VfioPort {
     }
 
     fn mode(&self) -> String {
-        self.nic.mode()
+        format!("{}, {}", self.nic.mode(), self.words)
     }
 
     fn mac(&self) -> MacAddress {

@@ -51,6 +51,8 @@ pub(crate) trait TxFormat: Send + 'static {
     const REPORT: u64 = 1 << 27;
     /// It is done (DD), the same in all formats.
     const DONE: u64 = 1 << 32;
+    /// A context holds for all packets that follow it on its queue.
+    const KEEPS_CONTEXT: bool = true;
 
     /// The second word for `length` bytes of a packet of `total` bytes, the last ones if `end`.
     fn data(length: u32, total: u32, end: bool, offload: Option<&Offload>) -> u64;

@@ -293,7 +293,8 @@ impl<F: TxFormat> IntelTx<F> {
         } else {
             None
         };
-        if let Some(offload) = offload.filter(|offload| self.context != Some(*offload)) {
+        let known = |offload: &Offload| F::KEEPS_CONTEXT && self.context == Some(*offload);
+        if let Some(offload) = offload.filter(|offload| !known(offload)) {
             let place = self.frames.tail() * DESCRIPTOR_BYTES;
             for (at, word) in F::context(&offload).into_iter().enumerate() {
                 self.ring.write64(place + at * 8, word);
@@ -411,10 +412,11 @@ impl<F: TxFormat> TxQueue for IntelTx<F> {
     /// Never; but it is asked when nobody sends, too, and a frame on a ring is one that nobody can use.
     #[inline]
     fn needs_doorbell(&mut self) -> bool {
-        if !mem::take(&mut self.busy) && self.frames.len() > 0 {
+        if !mem::take(&mut self.busy) {
             match self.gate.closed() {
                 Some(turn) => self.at_the_gate(turn),
-                None => self.reclaim(),
+                None if self.frames.len() > 0 => self.reclaim(),
+                None => {}
             }
         }
         false

@@ -14,8 +14,8 @@ const KEY_BYTES: [u8; 2] = [0x6D, 0x5A];
 pub(super) const KEY_LENGTH: usize = 40;
 /// Entries of the indirection table, where the device takes so many: every share of up to 16 queues within one part in eight.
 const TABLE_LENGTH: u16 = 128;
-/// What is hashed where the device can.
-const HASH_TYPES: u32 = hash::IPV4 | hash::TCPV4 | hash::UDPV4 | hash::IPV6 | hash::TCPV6 | hash::UDPV6;
+/// What is hashed where the device can. UDP by its addresses alone: fragments have no ports, and would overtake the rest of their flow.
+const HASH_TYPES: u32 = hash::IPV4 | hash::TCPV4 | hash::IPV6 | hash::TCPV6;
 
 /// How the device spreads packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

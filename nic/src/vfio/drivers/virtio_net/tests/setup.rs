@@ -12,7 +12,7 @@ fn queues_are_spread_by_rss_with_our_key_and_table() {
         let command = model.lock().commands[0].clone();
         assert_eq!(command[..2], ctrl::MQ_RSS_CONFIG);
         let data = &command[2..];
-        assert_eq!(data[..8], [0x3F, 0, 0, 0, 127, 0, 0, 0]);
+        assert_eq!(data[..8], [0x1B, 0, 0, 0, 127, 0, 0, 0]);
         assert!((0..128).all(|entry| data[8 + 2 * entry] as usize == entry % 3));
         assert_eq!(data[264..267], [3, 0, 40]);
         assert_eq!((&data[267..270], data.len()), (&[0x6D, 0x5A, 0x6D][..], 307));

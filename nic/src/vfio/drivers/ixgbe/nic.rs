@@ -1,0 +1,251 @@
+//! The control side of a port: link, statistics, and the way out of a hang.
+#![forbid(unsafe_code)]
+
+use super::device::Device;
+use super::hang::HangWatch;
+use super::registers::*;
+use super::setup::Setup;
+use super::statistics::Statistics;
+use super::{link, receive, reset};
+use crate::counters::{DropReason, QueueCounters};
+use crate::port::{LinkState, MacAddress};
+use crate::vfio::intel::tx::Carrier;
+use crate::vfio::nic::{Halt, Nic, NicError};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Attempts at one reset, each at another call, until the device counts as lost.
+const MOST_ATTEMPTS: u32 = 10;
+
+/// Where the port is. All but the first and the last last for some calls of `refresh` each: nothing is waited for.
+#[derive(Debug, PartialEq, Eq)]
+enum Phase {
+    Running,
+    /// The workers empty and refill their rings; the device cannot reach memory.
+    Emptying,
+    /// All have: it is to be reset.
+    Resetting,
+    /// It was reset then, and needs its pause.
+    Pausing(Duration),
+    /// For good; why.
+    Gone(String),
+}
+
+/// The control side.
+pub(super) struct IxgbeNic {
+    pub(super) name: String,
+    pub(super) mode: String,
+    pub(super) device: Device,
+    pub(super) setup: Setup,
+    pub(super) halt: Arc<Halt>,
+    pub(super) carrier: Arc<Carrier>,
+    pub(super) rx: Vec<Arc<QueueCounters>>,
+    statistics: Statistics,
+    watches: Vec<HangWatch>,
+    phase: Phase,
+    attempts: u32,
+    resets: u64,
+}
+
+impl IxgbeNic {
+    pub(super) fn new(
+        name: &str,
+        device: Device,
+        setup: Setup,
+        halt: Arc<Halt>,
+        carrier: Arc<Carrier>,
+        rx: Vec<Arc<QueueCounters>>,
+    ) -> Self {
+        let plural = |count: usize| if count == 1 { "queue" } else { "queues" };
+        let rss = if rx.len() > 1 { ", RSS" } else { "" };
+        let mode = format!(
+            "{}, {} receive {}{rss}, {} transmit {}, never run on silicon",
+            device.chip.name,
+            rx.len(),
+            plural(rx.len()),
+            setup.tx.len(),
+            plural(setup.tx.len()),
+        );
+        let watches = setup.tx.iter().map(|_| HangWatch::default()).collect();
+        let name = name.to_owned();
+        // Whoever waits now is the control thread.
+        device.hurry();
+        Self {
+            name,
+            mode,
+            device,
+            setup,
+            halt,
+            carrier,
+            rx,
+            statistics: Statistics::default(),
+            watches,
+            phase: Phase::Running,
+            attempts: 0,
+            resets: 0,
+        }
+    }
+
+    fn gone(&mut self, why: String) {
+        if !matches!(self.phase, Phase::Gone(_)) {
+            tracing::error!("{}: {why}", self.name);
+            self.carrier.set(false);
+            self.phase = Phase::Gone(why);
+        }
+    }
+
+    fn vanished(&mut self) {
+        self.gone("the device answers no more: it was unplugged, or has no power".into());
+    }
+
+    /// Puts what the device counts as lost where drops are counted.
+    fn publish_drops(&self) {
+        for (queue, counters) in self.rx.iter().enumerate() {
+            counters.drops(DropReason::RxRingFull).set(self.statistics.dropped(queue));
+        }
+        if let Some(first) = self.rx.first() {
+            // The device does not say for which queue.
+            first.drops(DropReason::RxMissed).set(self.statistics.missed());
+            first.drops(DropReason::RxDropped).set(self.statistics.oversize());
+        }
+    }
+
+    /// The first transmit queue that hangs.
+    fn hanging(&mut self) -> Option<usize> {
+        let now = self.device.clock.now();
+        let device = &self.device;
+        // All are looked at, whether one hangs or not.
+        let mut found = None;
+        for (queue, watch) in self.watches.iter_mut().enumerate() {
+            if watch.look(device.read(TDH(queue)), device.read(TDT(queue)), now) {
+                found = found.or(Some(queue));
+            }
+        }
+        found
+    }
+
+    fn recover(&mut self, queue: usize) {
+        tracing::warn!("{}: transmit queue {queue} stands still: the device is reset", self.name);
+        self.carrier.set(false);
+        self.halt.function().set_bus_master(false);
+        self.halt.gates.iter().for_each(|gate| gate.ask());
+        self.attempts = 0;
+        self.phase = Phase::Emptying;
+    }
+
+    /// Takes the next step of a recovery.
+    fn step(&mut self) {
+        let next = match self.phase {
+            Phase::Emptying if self.halt.gates.iter().all(|gate| gate.is_ready()) => Phase::Resetting,
+            Phase::Resetting => match reset::begin(&self.device) {
+                Ok(()) => Phase::Pausing(self.device.clock.now()),
+                Err(error) => return self.try_again(&error),
+            },
+            Phase::Pausing(since)
+                if self.device.clock.now().saturating_sub(since) >= self.device.chip.reset_pause =>
+            {
+                match self.restart() {
+                    Ok(()) => Phase::Running,
+                    Err(error) => {
+                        self.halt.function().set_bus_master(false);
+                        return self.try_again(&error);
+                    }
+                }
+            }
+            _ => return,
+        };
+        if next == Phase::Running {
+            self.resets += 1;
+            self.watches.iter_mut().for_each(HangWatch::reset);
+            self.halt.gates.iter().for_each(|gate| gate.open());
+            tracing::warn!("{}: the device was reset, and runs again", self.name);
+        }
+        self.phase = next;
+    }
+
+    fn restart(&mut self) -> Result<(), NicError> {
+        reset::finish(&self.device)?;
+        self.setup.apply(&self.device)?;
+        receive::enable(&self.device)
+    }
+
+    fn try_again(&mut self, error: &NicError) {
+        self.attempts += 1;
+        if self.device.is_gone() {
+            self.vanished();
+        } else if self.attempts >= MOST_ATTEMPTS {
+            self.gone(error.to_string());
+        } else {
+            self.phase = Phase::Resetting;
+        }
+    }
+}
+
+impl Nic for IxgbeNic {
+    fn mode(&self) -> String {
+        self.mode.clone()
+    }
+
+    fn mac(&self) -> MacAddress {
+        self.setup.mac
+    }
+
+    fn link(&mut self) -> LinkState {
+        let state = match &self.phase {
+            Phase::Running => link::state(&self.device),
+            Phase::Gone(why) => LinkState::Gone(why.clone()),
+            _ if self.device.is_gone() => {
+                self.vanished();
+                return self.link();
+            }
+            _ => LinkState::Down,
+        };
+        self.carrier.set(matches!(state, LinkState::Up { .. }));
+        if let LinkState::Gone(why) = &state {
+            self.gone(why.clone());
+        }
+        state
+    }
+
+    fn refresh(&mut self) {
+        match self.phase {
+            Phase::Gone(_) => {}
+            Phase::Running => {
+                let answered = self.statistics.refresh(&self.device, self.rx.len());
+                // What was read before it vanished counts.
+                self.publish_drops();
+                if answered.is_none() {
+                    return self.vanished();
+                }
+                let up = matches!(self.link(), LinkState::Up { .. });
+                if !up {
+                    // Without a link nothing is sent.
+                    return self.watches.iter_mut().for_each(HangWatch::reset);
+                }
+                if let Some(queue) = self.hanging() {
+                    self.recover(queue);
+                }
+            }
+            _ if self.device.is_gone() => self.vanished(),
+            _ => self.step(),
+        }
+    }
+
+    fn extra_counters(&self) -> Vec<(String, u64)> {
+        let resets = (self.resets > 0).then(|| ("resets".to_owned(), self.resets));
+        self.statistics.named().chain(resets).collect()
+    }
+}
+
+impl Drop for IxgbeNic {
+    fn drop(&mut self) {
+        self.halt.halt();
+        // While it is being reset it must be left alone, and has forgotten both anyway.
+        let is_set_up = matches!(self.phase, Phase::Running | Phase::Emptying);
+        if is_set_up && !self.device.is_gone() {
+            self.device.update(RXCTRL, RXCTRL_RXEN, 0);
+            // The firmware has the link for itself again.
+            self.device.update(CTRL_EXT, CTRL_EXT_DRV_LOAD, 0);
+        }
+    }
+}
