@@ -9,6 +9,15 @@ use bench::vm::{Guest, Session, Traffic, VmError, build_static};
 use std::thread;
 use std::time::Duration;
 
+/// A machine whose NICs are behind an IOMMU, with all that it takes to give them to a program.
+fn with_iommu(name: &str) -> Guest {
+    Guest::new(name)
+        .append("intel_iommu=on iommu=pt ipv6.disable=1")
+        .device("intel-iommu,intremap=on")
+        .module("vfio-pci")
+        .module("vfio_iommu_type1")
+}
+
 /// What two ports in the guest forward between NICs 0 and 1: all that was sent has come, in these modes, and all memory is back.
 #[track_caller]
 fn forwards_all(

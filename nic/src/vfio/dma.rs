@@ -134,6 +134,14 @@ impl DmaSpace {
         Ok(mapping)
     }
 
+    /// Addresses for a pool at which a device finds nothing, ever: for the test of what happens then.
+    pub(crate) fn map_nothing(self: &Arc<Self>, pool: &Pool) -> io::Result<Arc<PoolMapping>> {
+        let region = pool.region();
+        let iova = lock(&self.allocator).allocate(region.length() as u64, PAGE);
+        let iova = iova.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSPC))?;
+        Ok(Arc::new(PoolMapping { iova, pool: pool.clone(), space: Arc::clone(self) }))
+    }
+
     fn map(&self, address: NonNull<u8>, length: usize, align: u64) -> io::Result<u64> {
         if let Some(iova) = self.iommu.fixed_iova(address, length)? {
             return Ok(iova);
