@@ -59,6 +59,10 @@ pub(crate) trait Iommu: Send + Sync {
     fn map(&self, iova: u64, address: NonNull<u8>, length: usize) -> io::Result<()>;
     /// Ends that.
     fn unmap(&self, iova: u64, length: usize) -> io::Result<()>;
+    /// False where there is none, and devices reach all memory.
+    fn translates(&self) -> bool {
+        true
+    }
     /// Where memory at `address` has to be mapped, if the choice is not ours (without an IOMMU it is the physical address).
     fn fixed_iova(&self, _address: NonNull<u8>, _length: usize) -> io::Result<Option<u64>> {
         Ok(None)
@@ -91,6 +95,11 @@ impl DmaSpace {
     /// A device more is behind this IOMMU: from now on only addresses that it can use are given, too.
     pub(crate) fn narrow(&self) {
         lock(&self.allocator).narrow(&self.iommu.ranges());
+    }
+
+    /// Whether an IOMMU stands between devices and memory.
+    pub(crate) fn translates(&self) -> bool {
+        self.iommu.translates()
     }
 
     /// Zeroed memory for rings: whole pages, mapped. Its length is `bytes`, rounded up to pages; its addresses are multiples of a page on both sides.

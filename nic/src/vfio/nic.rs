@@ -14,6 +14,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use thiserror::Error;
 
+/// What is true of every driver here, said by its mode and in the log when it opens.
+pub(crate) const NEVER_RUN_ON_SILICON: &str = "never run on silicon";
+
 /// A device that a driver knows.
 pub(crate) struct KnownDevice {
     /// PCI vendor.
