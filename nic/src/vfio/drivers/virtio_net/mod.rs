@@ -41,7 +41,11 @@ pub(in crate::vfio) static DRIVER: NicDriver = NicDriver {
     name: "virtio-net",
     devices: &[
         KnownDevice { vendor: abi::VENDOR, device: abi::DEVICE_MODERN, name: "virtio-net" },
-        KnownDevice { vendor: abi::VENDOR, device: abi::DEVICE_TRANSITIONAL, name: "virtio-net (transitional)" },
+        KnownDevice {
+            vendor: abi::VENDOR,
+            device: abi::DEVICE_TRANSITIONAL,
+            name: "virtio-net (transitional)",
+        },
     ],
     max_queues: 64,
     ring_sizes: (open::LEAST_RING, 32768, open::LEAST_RING),

@@ -471,7 +471,9 @@ impl Inner {
 
     fn serve_control(&mut self) {
         let number = self.control_index();
-        while self.answer.is_some() && let Some(chain) = self.pop(number) {
+        while self.answer.is_some()
+            && let Some(chain) = self.pop(number)
+        {
             let mut command = Vec::new();
             let mut written = 0;
             for (address, length, writable) in &chain.segments {

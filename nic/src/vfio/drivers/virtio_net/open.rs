@@ -80,8 +80,8 @@ fn open_with<R: Ring>(
             max_packet_len: config.max_packet_len(),
             index,
         };
-        let queue =
-            VirtioRx::<R>::new(&space, config.frames, parts, Arc::clone(state), Arc::clone(&halt)).map_err(system)?;
+        let queue = VirtioRx::<R>::new(&space, config.frames, parts, Arc::clone(state), Arc::clone(&halt))
+            .map_err(system)?;
         queues.push(Queue { index, size, areas: queue.ring().areas() });
         rx.push(queue);
     }
@@ -89,8 +89,8 @@ fn open_with<R: Ring>(
         let index = 2 * pair + 1;
         let size = ring_size(&transport, index, config.tx_ring, LEAST_RING)?;
         let parts = TxParts { size, events, checksum: config.checksum, max_len: config.mtu + 14, index };
-        let queue =
-            VirtioTx::<R>::new(&space, config.frames, parts, Arc::clone(state), Arc::clone(&halt)).map_err(system)?;
+        let queue = VirtioTx::<R>::new(&space, config.frames, parts, Arc::clone(state), Arc::clone(&halt))
+            .map_err(system)?;
         queues.push(Queue { index, size, areas: queue.ring().areas() });
         tx.push(queue);
     }

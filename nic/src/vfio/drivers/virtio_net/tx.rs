@@ -160,7 +160,8 @@ impl<R: Ring> VirtioTx<R> {
     fn put(&mut self, mut packet: Packet) {
         let length = packet.len();
         // One comparison for the packet that is like all others.
-        let odd_length = length.wrapping_sub(ETHERNET_HEADER) > self.parts.max_len.wrapping_sub(ETHERNET_HEADER);
+        let odd_length =
+            length.wrapping_sub(ETHERNET_HEADER) > self.parts.max_len.wrapping_sub(ETHERNET_HEADER);
         let foreign = packet.pool_number() != self.pool_number;
         if odd_length | packet.is_chained() | foreign | (self.parts.checksum & packet.wants_checksum()) {
             return self.put_unusual(packet);

@@ -9,15 +9,34 @@ enum Step {
     /// An honest packet, of so many bytes.
     Deliver(usize),
     /// Any entry in the used ring of receive or transmit queue 0.
-    Used { queue: usize, id: u32, written: u32, descriptors: u32, entries: u16 },
+    Used {
+        queue: usize,
+        id: u32,
+        written: u32,
+        descriptors: u32,
+        entries: u16,
+    },
     /// An honest use of what is available, with any length.
-    Use { queue: usize, written: u32, header: [u8; 12] },
+    Use {
+        queue: usize,
+        written: u32,
+        header: [u8; 12],
+    },
     /// Any bytes in one of the three areas of a queue.
-    Write { queue: usize, area: usize, offset: u64, word: u32 },
+    Write {
+        queue: usize,
+        area: usize,
+        offset: u64,
+        word: u32,
+    },
     Collect(usize),
     Receive,
     /// Packets of so many segments of so many bytes.
-    Send { packets: usize, segments: usize, length: usize },
+    Send {
+        packets: usize,
+        segments: usize,
+        length: usize,
+    },
     Idle,
     Refresh,
     /// A bit of the device's status, of a byte of its configuration.
@@ -109,7 +128,8 @@ fn run(rig: &mut Rig, step: Step, sent: &mut Sent) {
         Step::Answer(answer) => device.answer = answer,
         Step::Registers(distortion) => {
             device.distort = distortion.map(|(and, xor)| {
-                Box::new(move |_: usize, value: u32| value & and ^ xor) as Box<dyn FnMut(usize, u32) -> u32 + Send>
+                Box::new(move |_: usize, value: u32| value & and ^ xor)
+                    as Box<dyn FnMut(usize, u32) -> u32 + Send>
             });
         }
         Step::Gone(gone) => device.gone = gone,

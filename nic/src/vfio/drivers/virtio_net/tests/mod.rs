@@ -82,8 +82,7 @@ struct Rig {
 impl Rig {
     fn closed(want: Want) -> Self {
         let model = Model::new(want.offered, want.pairs, want.ring);
-        let config =
-            PoolConfig { frames: want.frames, frame_size: want.frame_size, ..PoolConfig::default() };
+        let config = PoolConfig { frames: want.frames, frame_size: want.frame_size, ..PoolConfig::default() };
         let pool = Pool::new(&config).unwrap();
         let frames = model.function().dma().map_pool(&pool).unwrap();
         Self { open: None, model, pool, frames, want }

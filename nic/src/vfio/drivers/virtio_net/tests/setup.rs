@@ -83,7 +83,11 @@ fn it_says_what_it_is() {
     rig.model.lock().config[6] = 0;
     assert_eq!(rig.nic().nic.link(), LinkState::Down);
     rig.model.lock().restless = true;
-    assert_eq!(rig.nic().nic.link(), LinkState::Down, "a configuration that never stands still is not believed");
+    assert_eq!(
+        rig.nic().nic.link(),
+        LinkState::Down,
+        "a configuration that never stands still is not believed"
+    );
     rig.model.lock().gone = true;
     assert!(matches!(rig.nic().nic.link(), LinkState::Gone(_)));
     rig.nic().nic.refresh();
@@ -149,7 +153,10 @@ fn refused_after(change: impl FnOnce(&Model)) -> String {
 #[test]
 fn broken_devices_are_refused_in_words() {
     for (change, words) in [
-        (Box::new(|model: &Model| model.lock().pci[6] = 0) as Box<dyn FnOnce(&Model)>, "legacy interface only"),
+        (
+            Box::new(|model: &Model| model.lock().pci[6] = 0) as Box<dyn FnOnce(&Model)>,
+            "legacy interface only",
+        ),
         // The list goes round: it ends all the same.
         (Box::new(|model| model.lock().pci[0x51] = 0x50), "notifications"),
         (Box::new(|model| model.lock().pci[0x5C..0x60].fill(0xFF)), "the common configuration"),

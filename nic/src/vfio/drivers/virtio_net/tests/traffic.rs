@@ -165,7 +165,10 @@ fn whatever_a_packet_looks_like_it_is_sent_whole_or_dropped_by_name() {
             rig.model.lock().collect(0, 100).into_iter().map(|(_, packet)| packet).collect();
         assert_eq!(sent, wanted);
         let counters = rig.tx_counters(0);
-        assert_eq!((drops(&counters, DropReason::TxUndersize), drops(&counters, DropReason::TxOversize)), (1, 2));
+        assert_eq!(
+            (drops(&counters, DropReason::TxUndersize), drops(&counters, DropReason::TxOversize)),
+            (1, 2)
+        );
         rig.transmit(0, &mut Batch::new());
         assert_eq!(counters.packets.get(), wanted.len() as u64);
         rig.close();
@@ -274,7 +277,11 @@ fn a_device_is_notified_only_where_it_wants_to_be() {
             let mut batch = Batch::new();
             (0..32).for_each(|number| batch.push(rig.packet(&payload(number, 60), &[])).unwrap());
             rig.transmit(0, &mut batch);
-            assert_eq!(rig.model.lock().notifications - before, u64::from(wants), "a burst, one notification");
+            assert_eq!(
+                rig.model.lock().notifications - before,
+                u64::from(wants),
+                "a burst, one notification"
+            );
             rig.model.lock().collect(0, 100);
         }
         rig.close();
