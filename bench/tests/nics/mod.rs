@@ -78,6 +78,8 @@ fn guest_af_xdp_zero_copy() {
     let l2fwd = build("l2fwd").unwrap_or_else(|error| panic!("{error}"));
     let machine = Guest::new("zero-copy")
         .kernel(&kernel)
+        // Packet memory of the run before may go a moment after it.
+        .memory_mib(1024)
         .append("ipv6.disable=1")
         .nic("igb,addr=0x05")
         .nic("igb,addr=0x07")
