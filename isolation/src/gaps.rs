@@ -31,7 +31,7 @@ impl Gap {
 
     /// How much of it lies in none of the interruptions, which come in their order. What is left of a gap may be a turn as any other:
     /// it counts where it is longer than the limit by itself.
-    fn unexplained(&self, interruptions: impl Iterator<Item = (u64, u64)>) -> u64 {
+    pub fn unexplained(&self, interruptions: impl Iterator<Item = (u64, u64)>) -> u64 {
         let (mut covered, mut until) = (0, self.from.min(self.to));
         for (start, end) in interruptions {
             let (start, end) = (start.max(until), end.min(self.to));

@@ -165,15 +165,17 @@ impl Observer {
         self.workers.get(worker).map(|worker| &worker.watched)
     }
 
-    /// A worker's loop stood still (in ticks of the time stamp counter). That is explained by interruptions, or counted.
-    pub fn gap(&mut self, worker: usize, gap: Gap) {
+    /// A worker's loop stood still (in ticks of the time stamp counter). That is explained by interruptions, or counted. Gives the gap in
+    /// nanoseconds of the monotonic clock; `None` where causes are not known.
+    pub fn gap(&mut self, worker: usize, gap: Gap) -> Option<Gap> {
         let (clock, knows_causes) = (self.clock, self.knows_causes);
-        if let Some(worker) = self.workers.get_mut(worker).filter(|_| knows_causes) {
-            worker.gaps.push_back(gap.map(|tsc| clock.to_ns(tsc), tsc::to_ns));
-            if worker.gaps.len() > MOST {
-                worker.gaps.pop_front();
-            }
+        let worker = self.workers.get_mut(worker).filter(|_| knows_causes)?;
+        let gap = gap.map(|tsc| clock.to_ns(tsc), tsc::to_ns);
+        worker.gaps.push_back(gap);
+        if worker.gaps.len() > MOST {
+            worker.gaps.pop_front();
         }
+        Some(gap)
     }
 
     /// Looks for debuggers: while one is attached to a worker, that one is not signalled. Looks too for workers that were moved and do not

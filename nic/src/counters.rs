@@ -69,6 +69,8 @@ drop_reasons! {
     RxOversize = "rx_oversize",
     /// Only a part of the packet was captured.
     RxTruncated = "rx_truncated",
+    /// The device found it damaged: its frame check sequence is wrong, or its end is missing.
+    RxDamaged = "rx_damaged",
     /// Received by the kernel or the device, but not yet read by a worker when the port was closed.
     RxUnread = "rx_unread",
     /// The transmit ring was full: the port takes packets more slowly than they come.

@@ -2,7 +2,7 @@
 
 use super::with_iommu;
 use crate::common::kit;
-use bench::vm::{Session, VmError, build_static, build_static_unit_tests};
+use bench::vm::{Session, VmError, build, build_unit_tests};
 use std::time::Duration;
 
 /// With a driver of the kernel's, without one, and two functions of one device, which share a group.
@@ -50,8 +50,8 @@ fn take(session: &mut Session, devices: &str) -> Result<(), VmError> {
 #[test]
 fn guest_devices_come_back_to_their_drivers() {
     let Some(kit) = kit("guest_devices_come_back_to_their_drivers") else { return };
-    let tests = build_static_unit_tests("nic").unwrap_or_else(|error| panic!("{error}"));
-    let isoplane = build_static("apps", "isoplane").unwrap_or_else(|error| panic!("{error}"));
+    let tests = build_unit_tests("nic").unwrap_or_else(|error| panic!("{error}"));
+    let isoplane = build("isoplane").unwrap_or_else(|error| panic!("{error}"));
     let machine = with_iommu("binding")
         .module("virtio_net")
         .nic("virtio-net-pci,disable-legacy=on,iommu_platform=on,addr=0x05")

@@ -4,10 +4,11 @@
 //! while it is away for most of the time between two looks, or right after, is that violation's. The rest is judged by *episodes*, which are losses
 //! without a pause between them: such an episode is the violations' that lie in it if they were long enough to have caused it, for while they
 //! lasted, so many packets must have come as were lost. Otherwise the worker was there and overloaded, and it is nobody's. Whatever
-//! is lost is so counted once: at one violation, or at none.
+//! is lost is so counted once: at one violation, or at none. A gap in the worker's loop that violations do not explain (the hypervisor's) is judged as
+//! one of them, as long as the rest of it is, and what it costs is nobody's.
 #![forbid(unsafe_code)]
 
-use isolation::Violation;
+use isolation::{Gap, Violation};
 use nic::DropReason;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
@@ -32,18 +33,46 @@ const BURSTS: u128 = 3;
 /// Lost packets by queue (a number of the caller's) and reason.
 pub(crate) type Losses = BTreeMap<(usize, DropReason), u64>;
 
-fn length_ns(violation: &Violation) -> u64 {
-    violation.end_ns.saturating_sub(violation.start_ns)
+/// What may have cost packets.
+#[derive(Debug)]
+enum Suspect {
+    Violation(Violation),
+    /// With how much of it no violation explains.
+    Gap(Gap, u64),
 }
 
-/// Until when packets may be lost for it.
-fn caught_up_ns(violation: &Violation) -> u64 {
-    violation.end_ns + length_ns(violation).clamp(*CATCH_UP_NS.start(), *CATCH_UP_NS.end())
-}
+impl Suspect {
+    fn start_ns(&self) -> u64 {
+        match self {
+            Suspect::Violation(violation) => violation.start_ns,
+            Suspect::Gap(gap, _) => gap.from,
+        }
+    }
 
-/// The same for a worker that catches up slowly.
-fn caught_up_slowly_ns(violation: &Violation) -> u64 {
-    violation.end_ns + (SLOW_CATCH_UP * length_ns(violation)).clamp(*CATCH_UP_NS.start(), *CATCH_UP_NS.end())
+    fn end_ns(&self) -> u64 {
+        match self {
+            Suspect::Violation(violation) => violation.end_ns,
+            Suspect::Gap(gap, _) => gap.to,
+        }
+    }
+
+    /// How long the worker was away for it.
+    fn length_ns(&self) -> u64 {
+        match self {
+            Suspect::Violation(violation) => violation.end_ns.saturating_sub(violation.start_ns),
+            Suspect::Gap(_, rest_ns) => *rest_ns,
+        }
+    }
+
+    /// Until when packets may be lost for it.
+    fn caught_up_ns(&self) -> u64 {
+        self.end_ns() + self.length_ns().clamp(*CATCH_UP_NS.start(), *CATCH_UP_NS.end())
+    }
+
+    /// The same for a worker that catches up slowly.
+    fn caught_up_slowly_ns(&self) -> u64 {
+        self.end_ns() + (SLOW_CATCH_UP * self.length_ns()).clamp(*CATCH_UP_NS.start(), *CATCH_UP_NS.end())
+    }
 }
 
 /// What happened between two looks.
@@ -62,6 +91,13 @@ impl Interval {
     }
 }
 
+/// A suspect with what it cost, as far as is known.
+#[derive(Debug)]
+struct Waiting {
+    suspect: Suspect,
+    losses: Losses,
+}
+
 /// A violation with what it cost.
 #[derive(Debug)]
 pub(crate) struct Joined {
@@ -77,7 +113,7 @@ pub(crate) struct DropJoin {
     totals: Losses,
     intervals: VecDeque<Interval>,
     /// By the time they began.
-    waiting: Vec<Joined>,
+    waiting: Vec<Waiting>,
     /// Lost without a violation.
     pub(crate) unattributed: Losses,
 }
@@ -104,8 +140,42 @@ impl DropJoin {
 
     /// A violation whose losses are to be found.
     pub(crate) fn expect(&mut self, violation: Violation) {
-        let at = self.waiting.partition_point(|other| other.violation.start_ns <= violation.start_ns);
-        self.waiting.insert(at, Joined { violation, losses: Losses::new() });
+        self.add(Suspect::Violation(violation));
+    }
+
+    /// The worker's loop stood still (in nanoseconds), for whatever reason.
+    pub(crate) fn stood_still(&mut self, gap: Gap) {
+        self.add(Suspect::Gap(gap, 0));
+    }
+
+    fn add(&mut self, suspect: Suspect) {
+        let at = self.waiting.partition_point(|other| other.suspect.start_ns() <= suspect.start_ns());
+        self.waiting.insert(at, Waiting { suspect, losses: Losses::new() });
+    }
+
+    /// Looks how much of each gap the violations explain that are known by now.
+    fn measure_gaps(&mut self) {
+        let violations: Vec<(u64, u64)> = self
+            .waiting
+            .iter()
+            .filter(|waiting| matches!(waiting.suspect, Suspect::Violation(_)))
+            .map(|waiting| (waiting.suspect.start_ns(), waiting.suspect.end_ns()))
+            .collect();
+        for waiting in &mut self.waiting {
+            if let Suspect::Gap(gap, rest_ns) = &mut waiting.suspect {
+                *rest_ns = gap.unexplained(violations.iter().copied());
+            }
+        }
+    }
+
+    /// Hands out the first `count` that wait.
+    fn tell(&mut self, count: usize, out: &mut Vec<Joined>) {
+        for Waiting { suspect, losses } in self.waiting.drain(..count) {
+            match suspect {
+                Suspect::Violation(violation) => out.push(Joined { violation, losses }),
+                Suspect::Gap(..) => add(&mut self.unattributed, &losses),
+            }
+        }
     }
 
     /// Hands out the violations whose losses are known. `away_since_ns`: the worker is away since then.
@@ -115,14 +185,13 @@ impl DropJoin {
         let away_since_ns = away_since_ns.map_or(u64::MAX, |since| since.max(forgotten_ns));
         let known_ns = now_ns.saturating_sub(SETTLED_NS).min(away_since_ns);
         let open_since_ns = self.judge_episodes(known_ns);
-        let done = |joined: &Joined| {
-            let violation = &joined.violation;
-            let late = violation.end_ns + MEMORY_NS < now_ns;
-            late || caught_up_slowly_ns(violation) < known_ns.min(open_since_ns)
+        let done = |Waiting { suspect, .. }: &Waiting| {
+            let late = suspect.end_ns() + MEMORY_NS < now_ns;
+            late || suspect.caught_up_slowly_ns() < known_ns.min(open_since_ns)
         };
         // In the order they began: one that is not known yet holds up those behind it.
-        let known = self.waiting.iter().take_while(|joined| done(joined)).count();
-        out.extend(self.waiting.drain(..known));
+        let known = self.waiting.iter().take_while(|waiting| done(waiting)).count();
+        self.tell(known, out);
         while self
             .intervals
             .front()
@@ -135,7 +204,7 @@ impl DropJoin {
     /// The same for all there is: the run has ended.
     pub(crate) fn settle_all(&mut self, out: &mut Vec<Joined>) {
         self.judge_episodes(u64::MAX);
-        out.append(&mut self.waiting);
+        self.tell(self.waiting.len(), out);
     }
 
     /// Judges each episode that is over by `known_ns`; says since when one is not.
@@ -178,25 +247,27 @@ impl DropJoin {
 
     /// Gives the losses of the intervals `start..=end` to violations, or to none.
     fn judge(&mut self, start: usize, end: usize) {
+        self.measure_gaps();
         let (from_ns, to_ns) = (self.intervals[start].from_ns, self.intervals[end].to_ns);
-        let touches = |joined: &Joined, from_ns: u64, to_ns: u64| {
-            joined.violation.start_ns < to_ns && caught_up_ns(&joined.violation) > from_ns
+        let touches = |Waiting { suspect, .. }: &Waiting, from_ns: u64, to_ns: u64| {
+            suspect.start_ns() < to_ns && suspect.caught_up_ns() > from_ns && suspect.length_ns() > 0
         };
-        let length = |joined: &Joined| length_ns(&joined.violation);
+        let length = |waiting: &Waiting| waiting.suspect.length_ns();
         // Away for most of it; or for longer than that, and back just before; or for as much of it as what was lost takes to come.
-        let covers = |joined: &Joined, interval: &Interval| {
-            let Violation { start_ns, end_ns, .. } = joined.violation;
+        let covers = |waiting: &Waiting, interval: &Interval| {
+            let (start_ns, end_ns) = (waiting.suspect.start_ns(), waiting.suspect.end_ns());
             let whole = interval.to_ns - interval.from_ns;
             let common = end_ns.min(interval.to_ns).saturating_sub(start_ns.max(interval.from_ns));
-            let catches_up = start_ns < interval.to_ns && caught_up_ns(&joined.violation) > interval.from_ns;
+            let common = common.min(length(waiting));
+            let catches_up = start_ns < interval.to_ns && waiting.suspect.caught_up_ns() > interval.from_ns;
             let comes = BURSTS * u128::from(interval.arrived) * u128::from(common);
             common > 0
                 && (common * 2 >= whole || u128::from(interval.lost() * 2) * u128::from(whole) <= comes)
-                || catches_up && end_ns <= interval.to_ns && length(joined) >= 2 * whole
+                || catches_up && end_ns <= interval.to_ns && length(waiting) >= 2 * whole
         };
         let suspects: Vec<usize> =
             (0..self.waiting.len()).filter(|&index| touches(&self.waiting[index], from_ns, to_ns)).collect();
-        let began_ns = suspects.iter().map(|&index| self.waiting[index].violation.start_ns).min();
+        let began_ns = suspects.iter().map(|&index| self.waiting[index].suspect.start_ns()).min();
         let window_from = began_ns.unwrap_or(from_ns).min(from_ns);
         let window = self.intervals.iter().filter(|interval| {
             interval.to_ns > window_from && interval.from_ns < to_ns + CATCH_UP_NS.start()
@@ -228,11 +299,11 @@ impl DropJoin {
         };
         let plausible = can_come(lost, away_ns);
         let slow = longest(&mut (0..self.waiting.len()).filter(|&index| {
-            let Joined { violation, losses } = &self.waiting[index];
+            let Waiting { suspect, losses } = &self.waiting[index];
             let all = losses.values().sum::<u64>() + lost_by(Some(index)) + lost;
-            violation.start_ns < to_ns
-                && to_ns <= caught_up_slowly_ns(violation)
-                && can_come(all, length_ns(violation))
+            suspect.start_ns() < to_ns
+                && to_ns <= suspect.caught_up_slowly_ns()
+                && can_come(all, suspect.length_ns())
         }));
         let mut verdicts: Vec<Option<usize>> = Vec::new();
         for (interval, covered) in self.intervals.range(start..=end).zip(covered) {
@@ -382,6 +453,26 @@ mod tests {
     }
 
     #[test]
+    fn what_a_hypervisor_took_is_nobodys_although_a_task_ran_just_before() {
+        // 3 ms away, at the end of which a thread of the kernel ran for 0.3 ms; later 20 ms that are all a hog's.
+        let gap = |from_us: u64, to_us: u64| Gap { from: from_us * 1000, to: to_us * 1000, limit: 20_000 };
+        let mut scene = Scene::new()
+            .pass(10, 500, 0)
+            .pass(2, 0, 0)
+            .pass(1, 2000, 392)
+            .violation(9_600, 9_640)
+            .violation(12_000, 12_300);
+        scene.join.stood_still(gap(9_600, 12_300));
+        let mut scene = scene.pass(20, 500, 0).pass(20, 500, 450).violation(33_000, 53_000);
+        scene.join.stood_still(gap(32_995, 53_004));
+        let (found, unattributed) = scene.pass(100, 500, 0).end();
+        assert_eq!(
+            (found, unattributed),
+            (vec![("9600".into(), 0), ("12000".into(), 0), ("33000".into(), 20 * 450)], 392)
+        );
+    }
+
+    #[test]
     fn a_short_interruption_at_line_rate_costs_what_came_meanwhile() {
         // 14.88 Mpps, 18 us: 267 packets come, the ring takes 150 of them.
         let scene = Scene::new().pass(10, 14_880, 0).pass(1, 14_880, 117).violation(10_300, 10_318);
@@ -440,6 +531,9 @@ mod tests {
                 if interrupted {
                     join.expect(violation(now / 1000, (now + ms * MS) / 1000));
                     expected += 1;
+                }
+                if more % 3 == 0 {
+                    join.stood_still(Gap { from: now, to: now + ms * MS, limit: 20_000 });
                 }
                 now += ms * MS + 1000;
                 arrived += more;

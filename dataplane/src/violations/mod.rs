@@ -175,9 +175,11 @@ impl Watcher {
     /// Reads signals, trace and gaps.
     fn read(&mut self) {
         let Some(observer) = &mut self.observer else { return };
-        for (index, worker) in self.workers.iter().enumerate() {
+        for (index, worker) in self.workers.iter_mut().enumerate() {
             while let Some(gap) = worker.gaps.as_ref().and_then(|gaps| gaps.pop()) {
-                observer.gap(index, gap);
+                if let Some(gap) = observer.gap(index, gap) {
+                    worker.join.stood_still(gap);
+                }
             }
         }
         if self.looks.is_multiple_of(DEBUGGER_LOOKS) {

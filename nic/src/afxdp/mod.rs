@@ -76,7 +76,7 @@ struct AfxdpPlan {
 }
 
 fn check(spec: &PortSpec) -> Result<Box<dyn PortPlan>, PortError> {
-    let options = Options::read(spec, &[])?;
+    let mut options = Options::read(spec, &[])?;
     let interface = Interface::find(spec.target()).map_err(|error| match error.raw_os_error() {
         Some(libc::ENODEV) => options::no_interface(spec),
         _ => spec.open_error(format!("cannot ask about {}: {error}", spec.target())),
@@ -85,6 +85,7 @@ fn check(spec: &PortSpec) -> Result<Box<dyn PortPlan>, PortError> {
     let mtu = interface
         .mtu()
         .map_err(|error| spec.open_error(format!("cannot ask about {}: {error}", spec.target())))?;
+    options.suit_driver(spec, &interface.driver(), mtu)?;
     let tx_queues = options.channels.unwrap_or(interface.queue_counts().tx) as usize;
     Ok(Box::new(AfxdpPlan { spec: spec.clone(), options, tx_queues, mtu }))
 }

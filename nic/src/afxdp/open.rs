@@ -4,7 +4,7 @@
 use super::device::{ChannelsBefore, Device};
 use super::doorbell::{Gather, RxDoorbell, TxDoorbell};
 use super::interface::Interface;
-use super::options::{Binding, Copying, MultiBuffer, Options, no_interface};
+use super::options::{Binding, Copying, LARGE_FRAME, MultiBuffer, Options, no_interface};
 use super::port::{AfxdpPort, Queue};
 use super::program::{Hook, Program};
 use super::quirks::{self, Quirk};
@@ -84,7 +84,12 @@ impl Opening<'_> {
         let frame_bytes = self.context.pool.frame_size();
         let mtu = interface.mtu().map_err(system)?;
         let mac = interface.mac().map_err(system)?.unwrap_or_default();
+        let (_, ran) = interface.is_up().map_err(system)?;
         let channels = self.set_channels(&interface)?;
+        if ran && channels.is_some() {
+            // That resets some NICs; where it took the carrier for good, the warning below says so.
+            interface.wait_for_carrier(quirk.carrier_wait);
+        }
         let promiscuous = self
             .context
             .promiscuous
@@ -131,9 +136,19 @@ impl Opening<'_> {
             interface,
             max_packet_len: AtomicUsize::new(mtu + super::ETHERNET_HEADER),
         });
+        let whole = quirk.zero_copy_fits(mtu, frame_bytes);
+        if !whole && self.options.copying == Copying::Auto {
+            let helps = quirk.zero_copy_fits(mtu, LARGE_FRAME);
+            tracing::warn!(
+                "{}: no zero-copy on {}: its driver would cut packets of MTU {mtu} in frames of {frame_bytes} bytes: copy mode{}",
+                self.spec.name(),
+                self.name,
+                if helps { "; pass frame=4096" } else { "" }
+            );
+        }
         let may_zero_copy = hook == Hook::Native
             && match self.options.copying {
-                Copying::Auto => quirk.no_zero_copy.is_none(),
+                Copying::Auto => quirk.no_zero_copy.is_none() && whole,
                 Copying::Never => true,
                 Copying::Always => false,
             };
@@ -299,6 +314,10 @@ impl Opening<'_> {
             }
             (Step::Bind, Some(libc::EOPNOTSUPP | libc::EINVAL)) if self.options.multi_buffer == MultiBuffer::On => {
                 format!("{name} cannot have packets in several buffers: pass multibuffer=auto ({error})")
+            }
+            // virtio-net says so where its device uses no DMA addresses, and where its buffers are of a kind that it has no code for.
+            (Step::Bind, Some(libc::EINVAL | libc::ENOENT)) if self.options.copying == Copying::Never => {
+                format!("{name} cannot do zero-copy on queue {queue} as it is set up ({error}): pass mode=auto")
             }
             (Step::BusyPoll, Some(libc::EPERM)) => {
                 "busy polling needs CAP_NET_ADMIN: run as root, or pass busy_poll=0".into()

@@ -9,7 +9,9 @@ use crate::port::PortError;
 use crate::spec::PortSpec;
 
 /// An Ethernet header and two VLAN tags.
-const HEADERS: usize = 14 + 8;
+pub(super) const HEADERS: usize = 14 + 8;
+/// The larger of the two sizes of a frame.
+pub(super) const LARGE_FRAME: usize = 4096;
 
 /// How packets get between the frames and the NIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +102,7 @@ impl Options {
                 "{key}={size}: a ring has a power of two of entries: choose {below} or {above}"
             )))
         };
-        let frame_bytes = spec.choice("frame", &[("2048", 2048), ("4096", 4096)], 2048)?;
+        let frame_bytes = spec.choice("frame", &[("2048", 2048), ("4096", LARGE_FRAME)], 2048)?;
         let tx_ring = ring("tx_ring", 2048)?;
         let channels = spec.number("channels", 0..=1024, 0)? as u32;
         Ok(Self {
@@ -194,6 +196,31 @@ impl Options {
             )));
         }
         Ok(())
+    }
+
+    /// Takes larger frames where the driver needs them for zero-copy and nobody has said which ones to take.
+    pub(crate) fn suit_driver(&mut self, spec: &PortSpec, driver: &str, mtu: usize) -> Result<(), PortError> {
+        let quirk = quirks::of(driver);
+        let fits = |frame_bytes| quirk.zero_copy_fits(mtu, frame_bytes);
+        let may_zero_copy = self.copying != Copying::Always
+            && self.binding != Binding::Generic
+            && quirk.no_zero_copy.is_none();
+        if !may_zero_copy || fits(self.frame_bytes) {
+            return Ok(());
+        }
+        if fits(LARGE_FRAME) && spec.text("frame").is_none() {
+            self.frame_bytes = LARGE_FRAME;
+            return Ok(());
+        }
+        match self.copying {
+            Copying::Never => Err(spec.error(format!(
+                "in zero-copy mode the driver {driver} cuts packets of an interface whose MTU is {mtu}, where a frame has {} bytes: pass {}mode=auto",
+                self.frame_bytes,
+                if fits(LARGE_FRAME) { "frame=4096 or " } else { "" }
+            ))),
+            // Copy mode it will be.
+            _ => Ok(()),
+        }
     }
 
     /// Checks what is known of a driver.

@@ -21,6 +21,12 @@ impl Frame {
         Self(handle)
     }
 
+    /// The handle, to look at.
+    #[inline(always)]
+    pub(crate) fn handle(&self) -> u32 {
+        self.0
+    }
+
     /// The handle; whoever has it is to see that the frame is freed.
     #[inline(always)]
     pub(crate) fn into_handle(self) -> u32 {

@@ -21,3 +21,4 @@ pub use packet::{Checksum, Packet, Segments};
 pub use pool::{Audit, MIN_HEADROOM, Pool, PoolConfig, PoolError};
 pub use region::{PageChoice, PageSize, Region, RegionError};
 pub use registry::MAX_POOLS;
+pub(crate) use words::Fresh;

@@ -76,6 +76,21 @@ impl Packet {
         self.next
     }
 
+    /// The number of the first segment's pool.
+    #[inline(always)]
+    pub(crate) fn pool_number(&self) -> u32 {
+        self.handle >> frame::POOL_SHIFT
+    }
+
+    /// Whether all segments are of this pool.
+    pub(crate) fn is_of_pool(&self, number: u32) -> bool {
+        let mut segments = self.segments();
+        while segments.handle != frame::NONE && segments.handle >> frame::POOL_SHIFT == number {
+            segments.next();
+        }
+        segments.handle == frame::NONE
+    }
+
     #[inline(always)]
     pub(crate) fn is_chained(&self) -> bool {
         self.next != frame::NONE

@@ -186,8 +186,7 @@ impl Pool {
         if length > self.data_room() {
             return 0;
         }
-        let fresh =
-            Fresh { headroom: inner.headroom, colours: inner.colours, length: length as u16, port: port.0 };
+        let fresh = self.fresh(length, port);
         inner.free_list.take(count.min(batch.room()), |handles| {
             // SAFETY: the free list hands them over; `length` fits a frame behind the largest offset.
             unsafe { batch.extend_fresh(handles, fresh) };
@@ -211,6 +210,13 @@ impl Pool {
         });
         taken[..count].iter().map(|handle| Frame::from_handle(*handle)).for_each(receive);
         count
+    }
+
+    /// What is common to fresh packets; with [`Fresh::offset`] a driver that receives into a frame knows where.
+    #[inline(always)]
+    pub(crate) fn fresh(&self, length: usize, port: PortId) -> Fresh {
+        let inner = self.inner();
+        Fresh { headroom: inner.headroom, colours: inner.colours, length: length as u16, port: port.0 }
     }
 
     /// Bytes every fresh packet has room for, whatever its frame's colour.

@@ -36,7 +36,7 @@ const COLOUR_SHIFT: u32 = super::pool::CACHE_LINE.trailing_zeros();
 impl Fresh {
     /// Where the data of a fresh packet in this frame starts.
     #[inline(always)]
-    fn offset(self, handle: u32) -> u16 {
+    pub(crate) fn offset(self, handle: u32) -> u16 {
         let hash = (handle as u16).wrapping_mul(HASH);
         let colour = (u32::from(hash) * u32::from(self.colours)) >> 16;
         self.headroom + (colour << COLOUR_SHIFT) as u16

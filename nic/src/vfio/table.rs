@@ -1,11 +1,18 @@
 //! The table of device drivers: the one line that adds one.
 #![forbid(unsafe_code)]
 
+use super::drivers;
 use super::function::PciId;
 use super::nic::{KnownDevice, NicDriver};
 
 /// All of them.
-pub(in crate::vfio) static NIC_DRIVERS: &[&NicDriver] = &[];
+#[rustfmt::skip]
+pub(in crate::vfio) static NIC_DRIVERS: &[&NicDriver] = &[
+    &drivers::e1000e::DRIVER,
+    &drivers::igb::DRIVER,
+    &drivers::ixgbe::DRIVER,
+    &drivers::virtio_net::DRIVER,
+];
 
 /// The driver for a device, and what it calls it.
 pub(in crate::vfio) fn find(id: PciId) -> Option<(&'static NicDriver, &'static KnownDevice)> {

@@ -41,6 +41,34 @@ fn options(text: &str) -> Options {
 }
 
 #[test]
+fn frames_are_as_large_as_the_driver_needs_them_for_zero_copy_or_nobody_has_zero_copy() {
+    let suit = |text: &str, driver: &str, mtu| {
+        let spec: PortSpec = format!("afxdp:a0?{text}").parse().unwrap();
+        let mut options = Options::read(&spec, &[]).unwrap();
+        options
+            .suit_driver(&spec, driver, mtu)
+            .map(|()| options.frame_bytes)
+            .map_err(|error| error.to_string())
+    };
+    for text in ["", "mode=zerocopy"] {
+        assert_eq!(suit(text, "igb", 1500), Ok(4096));
+        assert_eq!(suit(text, "virtio_net", 1500), Ok(2048));
+    }
+    // No zero-copy, no need.
+    for text in ["mode=copy", "bind=skb", "frame=2048"] {
+        assert_eq!(suit(text, "igb", 1500), Ok(2048));
+    }
+    assert_eq!(suit("", "igb", 4000), Ok(2048));
+    let refused = suit("mode=zerocopy&frame=2048", "igb", 1500).unwrap_err();
+    assert!(
+        refused.contains("cuts packets") && refused.contains("pass frame=4096 or mode=auto"),
+        "{refused}"
+    );
+    let refused = suit("mode=zerocopy", "igb", 4000).unwrap_err();
+    assert!(refused.contains("MTU is 4000") && refused.ends_with("pass mode=auto"), "{refused}");
+}
+
+#[test]
 fn what_the_kernel_refuses_at_binding_is_given_up_where_the_choice_is_ours() {
     const ALL: [Step; 7] =
         [Step::Socket, Step::Register, Step::Rings, Step::Frames, Step::BusyPoll, Step::Bind, Step::Redirect];

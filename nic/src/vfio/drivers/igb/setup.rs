@@ -1,0 +1,189 @@
+//! From a device in any state to one that moves packets: reset, link, filters, queues (82576 datasheet 4.5).
+#![forbid(unsafe_code)]
+
+use super::registers::*;
+use crate::port::MacAddress;
+use crate::vfio::intel::poll::{Ended, until_bits};
+use crate::vfio::intel::{filters, mdic, rss};
+use crate::vfio::nic::NicError;
+use crate::vfio::registers::Registers;
+use std::thread;
+use std::time::Duration;
+
+/// How long a reset may take (4.2.1.6 says 1 ms, but nothing of a device that is broken).
+const RESET: Duration = Duration::from_millis(100);
+/// How long it may load its registers from the EEPROM.
+const AUTO_READ: Duration = Duration::from_millis(25);
+/// How long accesses to memory may go on that were under way.
+const MASTER_DISABLE: Duration = Duration::from_millis(80);
+/// How long a queue may take to come on or go off.
+const QUEUE: Duration = Duration::from_millis(50);
+/// The frame check sequence.
+const FCS: usize = 4;
+
+/// What is to be set up, and again after a hang.
+pub(super) struct Settings {
+    pub(super) mac: MacAddress,
+    /// The longest packet, with tags, without the frame check sequence.
+    pub(super) max_packet_len: usize,
+    pub(super) promiscuous: bool,
+    pub(super) checksum: bool,
+    pub(super) vlans: Vec<u16>,
+    /// KB that a receive buffer is said to have.
+    pub(super) buffer_kb: u32,
+    /// Address and bytes of each receive ring.
+    pub(super) rx: Vec<(u64, usize)>,
+    /// The same of the transmit rings.
+    pub(super) tx: Vec<(u64, usize)>,
+}
+
+fn gone() -> NicError {
+    NicError::Device("the device answers no more: all its registers read all ones".into())
+}
+
+fn ended(what: &str, ended: Ended) -> NicError {
+    match ended {
+        Ended::Gone => gone(),
+        Ended::Late(value) => NicError::Device(format!(
+            "{what} ({value:#010x}): the device may be broken; try it again after the machine was off"
+        )),
+    }
+}
+
+/// Masks all interrupts, and clears those that are pending.
+pub(super) fn mask_interrupts(registers: &Registers) {
+    registers.write32(IMC, u32::MAX);
+    registers.write32(EIMC, u32::MAX);
+    registers.read32(ICR);
+}
+
+/// Stops both units, and with that new accesses to memory.
+pub(super) fn stop(registers: &Registers) {
+    registers.write32(RCTL, 0);
+    registers.write32(TCTL, TCTL_PSP);
+    // Reading makes the device see what was written.
+    registers.read32(STATUS);
+}
+
+/// Resets it (4.2.1.6), and has it load its registers.
+pub(super) fn reset(registers: &Registers) -> Result<(), NicError> {
+    mask_interrupts(registers);
+    stop(registers);
+    let ctrl = registers.read32(CTRL);
+    if ctrl == u32::MAX {
+        return Err(gone());
+    }
+    // Accesses end first: a reset in the middle of one hangs the bus (5.2.3.3.2). One that does not end is no worse after the reset.
+    registers.write32(CTRL, ctrl | CTRL_GIO_MASTER_DISABLE);
+    match until_bits(&**registers, STATUS, STATUS_GIO_MASTER_ENABLE, false, MASTER_DISABLE) {
+        Err(Ended::Gone) => return Err(gone()),
+        Err(Ended::Late(_)) => tracing::debug!("accesses to memory go on; the device is reset all the same"),
+        Ok(_) => {}
+    }
+    registers.write32(CTRL, ctrl & !CTRL_GIO_MASTER_DISABLE | CTRL_RST);
+    // It must not be read meanwhile.
+    thread::sleep(Duration::from_millis(1));
+    until_bits(&**registers, CTRL, CTRL_RST, false, RESET)
+        .map_err(|why| ended("it does not come out of reset", why))?;
+    match until_bits(&**registers, EEC, EEC_AUTO_RD, true, AUTO_READ) {
+        Err(Ended::Gone) => return Err(gone()),
+        // There are boards without an EEPROM; whether an address came from somewhere is seen later.
+        Err(Ended::Late(_)) => tracing::debug!("the device does not say that it has read an EEPROM"),
+        Ok(_) => {}
+    }
+    mask_interrupts(registers);
+    Ok(())
+}
+
+/// Its own address, as its EEPROM has it.
+pub(super) fn own_address(registers: &Registers) -> Result<MacAddress, NicError> {
+    filters::own_address(&**registers, RAL).ok_or_else(|| {
+        NicError::Device("it has no Ethernet address: its EEPROM is empty or could not be read".into())
+    })
+}
+
+/// Everything but the tails of the receive queues. The device has been reset, and no queue is used.
+pub(super) fn configure(registers: &Registers, settings: &Settings) -> Result<(), NicError> {
+    let ctrl = registers.read32(CTRL) & !(CTRL_FRCSPD | CTRL_FRCDPX | CTRL_VME | CTRL_RFCE | CTRL_TFCE);
+    registers.write32(CTRL, ctrl | CTRL_SLU | CTRL_FD);
+    let extended = registers.read32(CTRL_EXT) & !CTRL_EXT_EXTENDED_VLAN;
+    registers.write32(CTRL_EXT, extended);
+    filter(registers, settings);
+    for queue in 0..usize::from(QUEUES) {
+        receive_queue(registers, queue, settings)?;
+        transmit_queue(registers, queue, settings)?;
+    }
+    registers.write32(TCTL, TCTL_EN | TCTL_PSP | TCTL_CT | TCTL_BST | TCTL_RTLC);
+    let vlan_filter = if settings.vlans.is_empty() { 0 } else { RCTL_VFE };
+    let unicast = if settings.promiscuous { RCTL_UPE } else { 0 };
+    registers.write32(RCTL, RCTL_RXEN | RCTL_LPE | RCTL_BAM | RCTL_MPE | RCTL_SECRC | vlan_filter | unicast);
+    link(registers, extended & CTRL_EXT_LINK_MODE == 0);
+    if registers.read32(STATUS) == u32::MAX { Err(gone()) } else { Ok(()) }
+}
+
+/// Addresses, VLANs, RSS, checksums.
+fn filter(registers: &Registers, settings: &Settings) {
+    filters::set_address(&**registers, RAL, settings.mac);
+    filters::clear_addresses(&**registers, RAL, 1..16);
+    filters::clear_addresses(&**registers, RAL_16, 0..8);
+    filters::set_table(&**registers, MTA, TABLE_WORDS, &[]);
+    filters::set_table(&**registers, VFTA, TABLE_WORDS, &settings.vlans);
+    registers.write32(RLPML, (settings.max_packet_len + FCS) as u32);
+    let sums = if settings.checksum { RXCSUM_IPOFLD | RXCSUM_TUOFLD } else { 0 };
+    registers.write32(RXCSUM, sums | RXCSUM_PCSD);
+    let queues = settings.rx.len() as u16;
+    rss::program(&**registers, queues, |queue| queue);
+    let hashes = MRQC_TCP_IPV4 | MRQC_IPV4 | MRQC_IPV6 | MRQC_TCP_IPV6;
+    registers.write32(MRQC, if queues > 1 { MRQC_RSS | hashes } else { 0 });
+}
+
+/// A receive queue (4.5.9): off, and on again where it has a ring.
+fn receive_queue(registers: &Registers, queue: usize, settings: &Settings) -> Result<(), NicError> {
+    registers.write32(rxdctl(queue), 0);
+    until_bits(&**registers, rxdctl(queue), QUEUE_ENABLE, false, QUEUE)
+        .map_err(|why| ended(&format!("receive queue {queue} does not stop"), why))?;
+    let Some((iova, bytes)) = settings.rx.get(queue) else { return Ok(()) };
+    registers.write32(rdbal(queue), *iova as u32);
+    registers.write32(rdbah(queue), (iova >> 32) as u32);
+    registers.write32(rdlen(queue), *bytes as u32);
+    // With several queues a full one must not hold up the others.
+    let drop = if settings.rx.len() > 1 { SRRCTL_DROP_EN } else { 0 };
+    registers.write32(srrctl(queue), settings.buffer_kb | SRRCTL_ADVANCED | drop);
+    registers.write32(rdh(queue), 0);
+    registers.write32(rdt(queue), 0);
+    registers.write32(rxdctl(queue), THRESHOLDS | QUEUE_ENABLE);
+    until_bits(&**registers, rxdctl(queue), QUEUE_ENABLE, true, QUEUE)
+        .map_err(|why| ended(&format!("receive queue {queue} does not start"), why))?;
+    Ok(())
+}
+
+/// A transmit queue (4.5.10).
+fn transmit_queue(registers: &Registers, queue: usize, settings: &Settings) -> Result<(), NicError> {
+    registers.write32(txdctl(queue), 0);
+    until_bits(&**registers, txdctl(queue), QUEUE_ENABLE, false, QUEUE)
+        .map_err(|why| ended(&format!("transmit queue {queue} does not stop"), why))?;
+    let Some((iova, bytes)) = settings.tx.get(queue) else { return Ok(()) };
+    registers.write32(tdbal(queue), *iova as u32);
+    registers.write32(tdbah(queue), (iova >> 32) as u32);
+    registers.write32(tdlen(queue), *bytes as u32);
+    registers.write32(tdwbal(queue), 0);
+    registers.write32(tdh(queue), 0);
+    registers.write32(tdt(queue), 0);
+    registers.write32(txdctl(queue), THRESHOLDS | QUEUE_ENABLE);
+    until_bits(&**registers, txdctl(queue), QUEUE_ENABLE, true, QUEUE)
+        .map_err(|why| ended(&format!("transmit queue {queue} does not start"), why))?;
+    Ok(())
+}
+
+/// Has the link negotiated; it comes up when it does.
+fn link(registers: &Registers, copper: bool) {
+    if copper {
+        if let Err(why) = mdic::restart_autonegotiation(&**registers) {
+            tracing::warn!("the PHY does not answer ({why:?}): there may be no link");
+        }
+        return;
+    }
+    // SerDes, SGMII (4.5.7.3): the PCS negotiates.
+    registers.write32(PCS_CFG, registers.read32(PCS_CFG) | PCS_CFG_ENABLE);
+    registers.write32(PCS_LCTL, registers.read32(PCS_LCTL) | PCS_LCTL_AN_ENABLE | PCS_LCTL_AN_RESTART);
+}

@@ -1,0 +1,156 @@
+//! The packed virtqueue (VIRTIO 1.2, 2.8): one ring of descriptors, which driver and device write in turn.
+//!
+//! Whose a descriptor is, its AVAIL and USED bits say, against a wrap counter: the bit of the running number above the ring's size. The first descriptor
+//! of a burst gets its flags last, so that a burst becomes visible at once: a device goes by the ring, and does not get past it.
+#![forbid(unsafe_code)]
+
+use super::abi::packed::{
+    DESC_BYTES, DESC_REST, EVENT_DESC, EVENT_DISABLE, EVENT_FLAGS, EVENT_FLAGS_MASK, EVENT_PLACE, F_AVAIL,
+    F_NEXT, F_USED, F_WRITE,
+};
+use super::ring::{Hostile, Ring, RingConfig, Segment, Used, passes};
+use super::transport::Areas;
+use crate::vfio::dma::{DmaBuffer, DmaSpace, exchange, observe, publish};
+use std::io;
+use std::sync::Arc;
+
+/// One of them.
+pub(super) struct PackedRing {
+    desc: DmaBuffer,
+    driver: DmaBuffer,
+    device: DmaBuffer,
+    mask: u32,
+    config: RingConfig,
+    /// The number of the next descriptor that the device will have used.
+    seen: u32,
+    /// Up to which number descriptors were shown.
+    shown: u32,
+    /// Length, id and flags of the first one that was not.
+    first: u64,
+}
+
+impl PackedRing {
+    /// AVAIL and USED of a descriptor that is available: AVAIL is the wrap counter, which begins with 1, USED is not.
+    #[inline(always)]
+    fn available(&self, at: u32) -> u16 {
+        if at & (self.mask + 1) == 0 { F_AVAIL } else { F_USED }
+    }
+
+    /// The same of one that is used: both are the wrap counter.
+    #[inline(always)]
+    fn done(&self, at: u32) -> u16 {
+        if at & (self.mask + 1) == 0 { F_AVAIL | F_USED } else { 0 }
+    }
+
+    #[inline(always)]
+    fn describe(&mut self, at: u32, head: u32, address: u64, length: u32, flags: u16) {
+        let place = (at & self.mask) as usize * DESC_BYTES;
+        let id = u64::from(head & self.mask);
+        let rest = u64::from(length) | id << 32 | u64::from(flags | self.available(at)) << 48;
+        self.desc.write64(place, address);
+        if at == self.shown {
+            self.first = rest;
+        } else {
+            self.desc.write64(place + DESC_REST, rest);
+        }
+    }
+
+    /// Whether the device wants to hear of the descriptors from `old` to `new` (2.8.14).
+    #[inline(always)]
+    fn wants_notification(&self, new: u32, old: u32) -> bool {
+        // Both halves in one piece: the flags go with the place.
+        let event = self.device.read32(EVENT_PLACE);
+        match (event >> (8 * EVENT_FLAGS)) as u16 & EVENT_FLAGS_MASK {
+            EVENT_DISABLE => false,
+            EVENT_DESC if self.config.events => {
+                let size = self.mask as u16 + 1;
+                let (place, wrap) = (event as u16 & 0x7FFF, event & 0x8000 != 0);
+                let differs = wrap != (new & (self.mask + 1) == 0);
+                let place = if differs { place.wrapping_sub(size) } else { place };
+                let reached = (new & self.mask) as u16;
+                passes(place, reached, reached.wrapping_sub(new.wrapping_sub(old) as u16))
+            }
+            _ => true,
+        }
+    }
+}
+
+impl Ring for PackedRing {
+    fn new(space: &Arc<DmaSpace>, config: RingConfig) -> io::Result<Self> {
+        let mut ring = Self {
+            desc: space.allocate(usize::from(config.size) * DESC_BYTES)?,
+            driver: space.allocate(4)?,
+            device: space.allocate(4)?,
+            mask: u32::from(config.size) - 1,
+            config,
+            seen: 0,
+            shown: 0,
+            first: 0,
+        };
+        ring.reset();
+        Ok(ring)
+    }
+
+    fn areas(&self) -> Areas {
+        Areas { desc: self.desc.iova(), driver: self.driver.iova(), device: self.device.iova() }
+    }
+
+    fn reset(&mut self) {
+        for area in [&self.desc, &self.driver, &self.device] {
+            area.clear();
+        }
+        self.driver.write16(EVENT_FLAGS, EVENT_DISABLE);
+        (self.seen, self.shown, self.first) = (0, 0, 0);
+    }
+
+    #[inline(always)]
+    fn look(&mut self, _outstanding: u32) -> Result<(), Hostile> {
+        // Each descriptor says for itself.
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn used(&mut self) -> Option<Used> {
+        let rest = self.desc.read64((self.seen & self.mask) as usize * DESC_BYTES + DESC_REST);
+        if (rest >> 48) as u16 & (F_AVAIL | F_USED) != self.done(self.seen) {
+            return None;
+        }
+        observe();
+        Some(Used { id: u32::from((rest >> 32) as u16), length: rest as u32 })
+    }
+
+    #[inline(always)]
+    fn consume(&mut self, descriptors: u32) {
+        self.seen = self.seen.wrapping_add(descriptors);
+    }
+
+    #[inline(always)]
+    fn give(&mut self, at: u32, address: u64) {
+        self.describe(at, at, address, self.config.buffer, F_WRITE);
+    }
+
+    #[inline(always)]
+    fn put(&mut self, at: u32, address: u64, length: u32) {
+        self.describe(at, at, address, length, 0);
+    }
+
+    fn put_segment(&mut self, at: u32, address: u64, length: u32, segment: Segment) {
+        let next = if segment.more { F_NEXT } else { 0 };
+        let write = if segment.writable { F_WRITE } else { 0 };
+        self.describe(at, segment.head, address, length, next | write);
+    }
+
+    #[inline(always)]
+    fn publish(&mut self, next: u32) -> bool {
+        let old = self.shown;
+        if old == next {
+            return false;
+        }
+        publish();
+        self.desc.write64((old & self.mask) as usize * DESC_BYTES + DESC_REST, self.first);
+        self.shown = next;
+        // As for the split ring.
+        exchange();
+        self.wants_notification(next, old)
+    }
+}

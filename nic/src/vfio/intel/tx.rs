@@ -1,0 +1,446 @@
+//! A transmit queue: a ring of buffers that the device sends in order.
+//!
+//! The device reports on the last descriptor of a burst (RS), and in between on one about every 32; only those are looked at again. A report says that all
+//! before it is sent: then packets are counted as sent, and their frames are free. Until then they are held.
+#![forbid(unsafe_code)]
+
+use super::DESCRIPTOR_BYTES;
+use super::checksum::{self, Offload};
+use super::format::TxFormat;
+use super::frames::FrameRing;
+use crate::counters::{DropReason, QueueCounters};
+use crate::memory::{Batch, Packet, Returned};
+use crate::port::TxQueue;
+use crate::vfio::dma::{DmaBuffer, PoolMapping, observe};
+use crate::vfio::gate::{Gate, Turn};
+use crate::vfio::nic::Halt;
+use crate::vfio::registers::TailRegister;
+use std::collections::VecDeque;
+use std::io;
+use std::marker::PhantomData;
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const ETHERNET_HEADER: usize = 14;
+/// What is shorter the device cannot pad by itself (82576 datasheet 7.2.1; the same from the 82574 to the X550).
+const LEAST_LENGTH: usize = 17;
+/// Descriptors between two reports, where the burst does not end before.
+const REPORT_EVERY: u32 = 32;
+/// Segments of one packet at most.
+pub(crate) const MAX_SEGMENTS: usize = 17;
+/// How long the device may take at the end for what it has begun.
+const LAST_REPORTS: Duration = Duration::from_millis(50);
+
+/// What a transmit queue is made of.
+pub(crate) struct TxParts<'a> {
+    /// Descriptors, a power of two.
+    pub(crate) size: u16,
+    /// The longest packet in bytes, VLAN tags not counted.
+    pub(crate) max_packet_len: usize,
+    /// Packets may have their checksums filled in.
+    pub(crate) checksum: bool,
+    /// The frames that it can send.
+    pub(crate) frames: &'a Arc<PoolMapping>,
+    /// TDT.
+    pub(crate) tail: TailRegister,
+    /// The port's halt.
+    pub(crate) halt: &'a Arc<Halt>,
+    /// This queue's gate.
+    pub(crate) gate: Arc<Gate>,
+    /// Whether there is a link.
+    pub(crate) carrier: &'a Arc<Carrier>,
+}
+
+/// Whether there is a link: written by the control side, read by the queues.
+#[derive(Debug, Default)]
+pub(crate) struct Carrier(AtomicBool);
+
+impl Carrier {
+    /// Says so.
+    pub(crate) fn set(&self, up: bool) {
+        self.0.store(up, Ordering::Relaxed);
+    }
+
+    /// Whether there is one.
+    #[inline(always)]
+    pub(crate) fn is_up(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A descriptor that the device reports on.
+#[derive(Default)]
+struct Report {
+    /// Its index.
+    index: u32,
+    /// Places from the last report's to this one.
+    places: u32,
+    /// Packets in them.
+    packets: u32,
+    /// Their bytes.
+    bytes: u32,
+}
+
+/// The queue; `F` is how it writes its descriptors.
+pub(crate) struct IntelTx<F: TxFormat> {
+    gate: Arc<Gate>,
+    carrier: Arc<Carrier>,
+    ring: DmaBuffer,
+    frames: FrameRing,
+    /// Reports that have not come; never more than the ring has places, so it never grows.
+    reports: VecDeque<Report>,
+    /// What was written since the last one that was asked for.
+    open: Report,
+    returned: Returned,
+    mapping: Arc<PoolMapping>,
+    pool_number: u32,
+    max_packet_len: usize,
+    checksum: bool,
+    /// The context that the device has.
+    context: Option<Offload>,
+    /// The second word of the last descriptor.
+    last_word: u64,
+    /// Something was sent since the doorbell was asked for.
+    busy: bool,
+    counters: Arc<QueueCounters>,
+    tail: TailRegister,
+    halt: Arc<Halt>,
+    format: PhantomData<fn() -> F>,
+}
+
+impl<F: TxFormat> IntelTx<F> {
+    /// A queue with an empty ring.
+    pub(crate) fn new(parts: TxParts<'_>) -> io::Result<Self> {
+        Ok(Self {
+            gate: parts.gate,
+            carrier: Arc::clone(parts.carrier),
+            ring: parts.halt.function().dma().allocate(usize::from(parts.size) * DESCRIPTOR_BYTES)?,
+            frames: FrameRing::new(parts.size),
+            reports: VecDeque::with_capacity(parts.size.into()),
+            open: Report::default(),
+            returned: Returned::default(),
+            mapping: Arc::clone(parts.frames),
+            pool_number: parts.frames.pool().number(),
+            max_packet_len: parts.max_packet_len,
+            checksum: parts.checksum,
+            context: None,
+            last_word: 0,
+            busy: false,
+            counters: Arc::default(),
+            tail: parts.tail,
+            halt: Arc::clone(parts.halt),
+            format: PhantomData,
+        })
+    }
+
+    /// The device's address of the ring, and its length in bytes.
+    pub(crate) fn ring(&self) -> (u64, usize) {
+        (self.ring.iova(), self.frames.size() * DESCRIPTOR_BYTES)
+    }
+
+    /// Its counters, for what the device counts.
+    pub(crate) fn counters(&self) -> &Arc<QueueCounters> {
+        &self.counters
+    }
+
+    /// Takes back the frames of what the device has reported.
+    #[inline]
+    fn reclaim(&mut self) {
+        let (mut packets, mut bytes) = (0, 0);
+        while let Some(report) = self.reports.front() {
+            if self.ring.read64(report.index as usize * DESCRIPTOR_BYTES + 8) & F::DONE == 0 {
+                break;
+            }
+            for _ in 0..report.places {
+                if let Some(frame) = self.frames.pop() {
+                    self.returned.add(frame);
+                }
+            }
+            packets += u64::from(report.packets);
+            bytes += u64::from(report.bytes);
+            self.reports.pop_front();
+        }
+        if packets > 0 {
+            observe();
+            self.returned.free();
+            self.counters.packets.add(packets);
+            self.counters.bytes.add(bytes);
+            self.counters.held.set(self.frames.len() as u64);
+        }
+    }
+
+    /// Puts packets from the front of `batch` on the ring, as many as there is room for.
+    #[inline]
+    fn send(&mut self, batch: &mut Batch) {
+        let count = self.fitting(batch);
+        let before = self.frames.tail();
+        batch.drain_front(count, |packet| self.put(packet));
+        if self.frames.tail() == before {
+            return;
+        }
+        if self.open.places > 0 {
+            self.ask_report();
+        }
+        self.tail.write32(self.frames.tail() as u32);
+        self.busy = true;
+        self.counters.held.set(self.frames.len() as u64);
+    }
+
+    /// How many packets from the front of the batch there is room for.
+    #[inline(always)]
+    fn fitting(&self, batch: &Batch) -> usize {
+        let unusual = |packet: &Packet| packet.is_chained() | (self.checksum & packet.wants_checksum());
+        if batch.iter().fold(false, |any, packet| any | unusual(packet)) {
+            return self.fitting_unusual(batch);
+        }
+        batch.len().min(self.frames.free())
+    }
+
+    #[cold]
+    fn fitting_unusual(&self, batch: &Batch) -> usize {
+        let mut left = self.frames.free();
+        let fits = |packet: &&Packet| {
+            // Those with more segments are dropped, and must not wait for room that there never is.
+            let segments = packet.segment_count().min(self.most_segments());
+            let places = segments + usize::from(self.checksum && packet.wants_checksum());
+            let fits = places <= left;
+            left = left.saturating_sub(places);
+            fits
+        };
+        batch.iter().take_while(fits).count()
+    }
+
+    /// Segments of one packet at most: with a context, no more than the ring has.
+    fn most_segments(&self) -> usize {
+        MAX_SEGMENTS.min(self.frames.size() - 2)
+    }
+
+    /// Writes a packet's descriptors; there is room for them.
+    #[inline(always)]
+    fn put(&mut self, packet: Packet) {
+        let length = packet.len();
+        // One comparison for the packet that is like all others.
+        let unusual = length.wrapping_sub(LEAST_LENGTH) > self.max_packet_len.wrapping_sub(LEAST_LENGTH)
+            || packet.is_chained()
+            || packet.pool_number() != self.pool_number
+            || self.checksum && packet.wants_checksum();
+        if unusual {
+            return self.put_unusual(packet);
+        }
+        if self.put_segment(packet, length, true, None) {
+            self.close(length);
+        } else {
+            // A packet before this one needed more places than `fitting` could know of.
+            self.counters.drops(DropReason::TxRingFull).add(1);
+        }
+    }
+
+    /// Writes the next descriptor, for the first segment of a packet of `total` bytes; false, and the segment is freed, where there is no room.
+    #[inline(always)]
+    fn put_segment(&mut self, segment: Packet, total: usize, end: bool, offload: Option<&Offload>) -> bool {
+        let (offset, length) = (segment.offset() as u64, segment.len() as u32);
+        let frame = segment.into_frame();
+        let (place, address) = (self.frames.tail() * DESCRIPTOR_BYTES, self.mapping.iova(&frame) + offset);
+        let fits = self.frames.push(frame).is_ok();
+        if fits {
+            self.last_word = F::data(length, total as u32, end, offload);
+            self.ring.write64(place, address);
+            self.ring.write64(place + 8, self.last_word);
+            self.open.places += 1;
+        }
+        fits
+    }
+
+    /// Behind the last descriptor of a packet of `length` bytes.
+    #[inline(always)]
+    fn close(&mut self, length: usize) {
+        self.open.packets += 1;
+        self.open.bytes += length as u32;
+        if self.open.places >= REPORT_EVERY {
+            self.ask_report();
+        }
+    }
+
+    /// Has the device report on the last descriptor, which ends a packet.
+    #[inline]
+    fn ask_report(&mut self) {
+        let index = self.frames.last();
+        self.ring.write64(index * DESCRIPTOR_BYTES + 8, self.last_word | F::REPORT);
+        self.reports.push_back(Report { index: index as u32, ..mem::take(&mut self.open) });
+    }
+
+    /// A packet that is chained, short, long, of another pool, or wants checksums.
+    #[cold]
+    #[inline(never)]
+    fn put_unusual(&mut self, mut packet: Packet) {
+        let total = packet.total_len();
+        let refused = if total < ETHERNET_HEADER {
+            Some(DropReason::TxUndersize)
+        } else if total > self.max_packet_len + vlan_bytes(packet.data()) {
+            Some(DropReason::TxOversize)
+        } else {
+            self.make_sendable(&mut packet, total).err()
+        };
+        if let Some(reason) = refused {
+            return self.counters.drops(reason).add(1);
+        }
+        let padded = total.max(LEAST_LENGTH);
+        let offload = if self.checksum && packet.wants_checksum() {
+            checksum::prepare(packet.data_mut(), padded)
+        } else {
+            None
+        };
+        let known = |offload: &Offload| F::KEEPS_CONTEXT && self.context == Some(*offload);
+        if let Some(offload) = offload.filter(|offload| !known(offload)) {
+            let place = self.frames.tail() * DESCRIPTOR_BYTES;
+            for (at, word) in F::context(&offload).into_iter().enumerate() {
+                self.ring.write64(place + at * 8, word);
+            }
+            self.frames.push_nothing();
+            self.open.places += 1;
+            self.context = Some(offload);
+        }
+        let mut segments = packet.segments().filter(|segment| !segment.is_empty()).count();
+        let mut rest = Some(packet);
+        while let Some(mut segment) = rest {
+            rest = segment.split_first();
+            if !segment.is_empty() {
+                segments -= 1;
+                // There is room: `make_sendable` has looked.
+                self.put_segment(segment, padded, segments == 0, offload.as_ref());
+            }
+        }
+        self.close(total);
+    }
+
+    /// A packet of our pool with no more segments than may be, and long enough.
+    fn make_sendable(&self, packet: &mut Packet, total: usize) -> Result<(), DropReason> {
+        let segments = |packet: &Packet| packet.segments().filter(|segment| !segment.is_empty()).count();
+        if segments(packet) > self.most_segments() {
+            return Err(DropReason::TxOversize);
+        }
+        let missing = LEAST_LENGTH.saturating_sub(total);
+        if !packet.is_of_pool(self.pool_number) || packet.tailroom() < missing {
+            *packet = self.copy(packet).ok_or(DropReason::TxForeignPool)?;
+            // Frames of another size make other segments.
+            if segments(packet) > self.most_segments() {
+                return Err(DropReason::TxOversize);
+            }
+        }
+        if segments(packet) + usize::from(self.checksum) > self.frames.free() {
+            return Err(DropReason::TxRingFull);
+        }
+        if missing > 0 {
+            packet.append(missing).ok_or(DropReason::TxUndersize)?.fill(0);
+        }
+        Ok(())
+    }
+
+    /// The same packet in frames of ours.
+    fn copy(&self, packet: &Packet) -> Option<Packet> {
+        let pool = self.mapping.pool();
+        let mut copy: Option<Packet> = None;
+        for part in packet.segments().flat_map(|segment| segment.chunks(pool.data_room())) {
+            let mut segment = pool.allocate(part.len())?;
+            segment.data_mut().copy_from_slice(part);
+            match &mut copy {
+                Some(copy) => copy.chain(segment),
+                None => copy = Some(segment),
+            }
+        }
+        if let Some(copy) = &mut copy {
+            copy.fill_checksum(packet.wants_checksum());
+        }
+        copy
+    }
+
+    /// Gives up what the device has not reported.
+    fn give_up(&mut self) {
+        self.reclaim();
+        let unsent: u64 = self.reports.drain(..).map(|report| u64::from(report.packets)).sum();
+        self.counters.drops(DropReason::TxUnsent).add(unsent);
+        self.frames.truncate(0);
+        self.counters.held.set(0);
+    }
+
+    /// What the queue does while its gate is not open.
+    #[cold]
+    fn at_the_gate(&mut self, turn: Turn) {
+        if turn == Turn::Rebuild {
+            self.give_up();
+            self.frames.rewind();
+            self.context = None;
+            self.gate.ready();
+        }
+    }
+
+    /// Nothing can be sent.
+    #[cold]
+    fn refuse(&self, batch: &mut Batch) {
+        self.counters.drops(DropReason::TxPortDown).add(batch.len() as u64);
+        batch.clear();
+    }
+}
+
+/// Bytes of VLAN tags, which do not count against the MTU: up to two.
+fn vlan_bytes(data: &[u8]) -> usize {
+    let is_tag = |at: usize| matches!(data.get(at..at + 2), Some([0x81, 0x00] | [0x88, 0xa8]));
+    match (is_tag(12), is_tag(16)) {
+        (false, _) => 0,
+        (true, false) => 4,
+        (true, true) => 8,
+    }
+}
+
+impl<F: TxFormat> TxQueue for IntelTx<F> {
+    #[inline]
+    fn transmit(&mut self, batch: &mut Batch) {
+        if let Some(turn) = self.gate.closed() {
+            self.at_the_gate(turn);
+            return self.refuse(batch);
+        }
+        self.reclaim();
+        if !self.carrier.is_up() {
+            return self.refuse(batch);
+        }
+        self.send(batch);
+    }
+
+    /// Never; but it is asked when nobody sends, too, and a frame on a ring is one that nobody can use.
+    #[inline]
+    fn needs_doorbell(&mut self) -> bool {
+        if !mem::take(&mut self.busy) {
+            match self.gate.closed() {
+                Some(turn) => self.at_the_gate(turn),
+                None if self.frames.len() > 0 => self.reclaim(),
+                None => {}
+            }
+        }
+        false
+    }
+
+    fn counters(&self) -> &Arc<QueueCounters> {
+        &self.counters
+    }
+}
+
+impl<F: TxFormat> Drop for IntelTx<F> {
+    /// Lets the device finish what it has begun, if it does; only when it is stopped, frames and ring are freed.
+    fn drop(&mut self) {
+        let start = Instant::now();
+        while self.frames.len() > 0
+            && !self.halt.is_halted()
+            && self.carrier.is_up()
+            && self.gate.closed().is_none()
+            && start.elapsed() < LAST_REPORTS
+        {
+            self.reclaim();
+            thread::sleep(Duration::from_micros(50));
+        }
+        self.halt.halt();
+        self.give_up();
+    }
+}
