@@ -10,10 +10,13 @@ mod device;
 pub(crate) mod dma;
 mod drivers;
 mod error;
+mod fault;
 pub(crate) mod function;
 pub(crate) mod gate;
 #[cfg(test)]
 mod hardware;
+#[cfg(test)]
+pub(crate) mod instructions;
 pub(crate) mod intel;
 mod iommufd;
 pub(crate) mod iova;
@@ -31,6 +34,9 @@ pub(crate) mod registers;
 mod sys;
 mod table;
 mod way;
+
+#[doc(hidden)]
+pub use fault::open_aimed_outside;
 
 use crate::drivers::Driver;
 

@@ -1,4 +1,4 @@
-//! A test frame: Ethernet, IPv4 and UDP, by whose ports a NIC tells flows; then who it is, and content that follows from that. What a
+//! A test frame: Ethernet, IPv4 and UDP, by whose addresses and ports a NIC tells flows; then who it is, and content that follows from that. What a
 //! forwarder may change, the Ethernet addresses, is not looked at.
 #![forbid(unsafe_code)]
 
@@ -51,7 +51,9 @@ pub(super) fn write(frame: &mut [u8], identity: Identity, destination: [u8; 6]) 
     frame[6..12].copy_from_slice(&[0x02, 0, 0, 0, 0xFF, 1]);
     frame[12..14].copy_from_slice(&[8, 0]);
     let ip = &mut frame[ETHERNET..ETHERNET + IPV4];
-    ip.copy_from_slice(&[0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 1, 0, 1, 10, 2, 0, 1]);
+    ip.copy_from_slice(&[0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 1, 0, 0, 10, 2, 0, 1]);
+    // Many NICs look at the addresses of UDP alone, since fragments have no ports.
+    ip[14..16].copy_from_slice(&flow.to_be_bytes());
     ip[2..4].copy_from_slice(&((length - ETHERNET) as u16).to_be_bytes());
     (ip[13], ip[17]) = if run & 1 == 0 { (1, 2) } else { (4, 3) };
     let sum: u32 = ip.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();

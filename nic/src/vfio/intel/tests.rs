@@ -9,6 +9,7 @@ use crate::counters::{DropReason, QueueCounters};
 use crate::memory::{Batch, Checksum, Packet, Pool, PoolConfig};
 use crate::port::{PortId, RxQueue, TxQueue};
 use crate::vfio::dma::PoolMapping;
+use crate::vfio::instructions;
 use crate::vfio::model::ModelIommu;
 use crate::vfio::nic::Halt;
 use crate::vfio::registers::{RegisterSpace, TailRegister};
@@ -336,6 +337,35 @@ fn without_a_link_packets_are_dropped_and_not_kept() {
     assert_eq!((batch.len(), tx.counters().drops(DropReason::TxPortDown).get()), (0, 1));
     drop((rx, tx));
     rig.check_closed();
+}
+
+/// With the descriptors of the 82576, and registers that are plain memory.
+#[test]
+#[ignore = "bench/vfio/instructions.sh runs it, in the release build"]
+fn instructions_igb() {
+    instructions::count("vfio::intel::tests::instructions_igb", "igb", |marks| {
+        let (mut rig, rx, tx) = Rig::new(2048, 512);
+        // As the workers have them.
+        let mut queues: (Box<dyn RxQueue>, Box<dyn TxQueue>) = (Box::new(rx), Box::new(tx));
+        let mut batch = Batch::new();
+        for turn in 0..96 {
+            (0..instructions::BURST).for_each(|seed| assert!(rig.receive(&content(60, seed), 0)));
+            let mut work = || {
+                queues.0.receive(&mut batch);
+                queues.1.transmit(&mut batch);
+            };
+            // More than once around the ring before.
+            if turn < 64 {
+                work()
+            } else {
+                marks.counted(work)
+            }
+            assert!(batch.is_empty());
+            assert_eq!(rig.send(99).len(), instructions::BURST);
+        }
+        drop(queues);
+        rig.check_closed();
+    });
 }
 
 #[derive(Clone, Debug)]

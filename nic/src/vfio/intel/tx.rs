@@ -412,10 +412,11 @@ impl<F: TxFormat> TxQueue for IntelTx<F> {
     /// Never; but it is asked when nobody sends, too, and a frame on a ring is one that nobody can use.
     #[inline]
     fn needs_doorbell(&mut self) -> bool {
-        if !mem::take(&mut self.busy) && self.frames.len() > 0 {
+        if !mem::take(&mut self.busy) {
             match self.gate.closed() {
                 Some(turn) => self.at_the_gate(turn),
-                None => self.reclaim(),
+                None if self.frames.len() > 0 => self.reclaim(),
+                None => {}
             }
         }
         false

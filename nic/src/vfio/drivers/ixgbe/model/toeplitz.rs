@@ -5,7 +5,8 @@
 pub(super) fn hash(key: &[u8; 40], input: impl IntoIterator<Item = u8>) -> u32 {
     let mut hash = 0;
     for (at, byte) in input.into_iter().enumerate() {
-        let window = u64::from_be_bytes(std::array::from_fn(|ahead| key.get(at + ahead).copied().unwrap_or(0)));
+        let window =
+            u64::from_be_bytes(std::array::from_fn(|ahead| key.get(at + ahead).copied().unwrap_or(0)));
         for bit in 0..8 {
             if byte & (0x80 >> bit) != 0 {
                 hash ^= (window >> (32 - bit)) as u32;
@@ -17,9 +18,15 @@ pub(super) fn hash(key: &[u8; 40], input: impl IntoIterator<Item = u8>) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::rss::KEY;
     use super::*;
     use std::net::{Ipv4Addr, Ipv6Addr};
+
+    /// The key of the published examples.
+    const KEY: [u8; 40] = [
+        0x6d, 0x5a, 0x56, 0xda, 0x25, 0x5b, 0x0e, 0xc2, 0x41, 0x67, 0x25, 0x3d, 0x43, 0xa3, 0x8f, 0xb0, 0xd0,
+        0xca, 0x2b, 0xcb, 0xae, 0x7b, 0x30, 0xb4, 0x77, 0xcb, 0x2d, 0xa3, 0x80, 0x30, 0xf2, 0x0c, 0x6a, 0x42,
+        0xb7, 0x3b, 0xbe, 0xac, 0x01, 0xfa,
+    ];
 
     /// "Verifying the RSS Hash Calculation", Microsoft's driver documentation: destination, source, hash with and without ports.
     const IPV4: [(&str, u16, &str, u16, u32, u32); 5] = [
@@ -51,11 +58,13 @@ mod tests {
             assert_eq!(hash(&KEY, addresses.iter().copied().chain(ports)), with);
         };
         for (destination, to, source, from, without, with) in IPV4 {
-            let [source, destination] = [source, destination].map(|text| text.parse::<Ipv4Addr>().unwrap().octets());
+            let [source, destination] =
+                [source, destination].map(|text| text.parse::<Ipv4Addr>().unwrap().octets());
             check(&source, &destination, [from, to], without, with);
         }
         for (destination, to, source, from, without, with) in IPV6 {
-            let [source, destination] = [source, destination].map(|text| text.parse::<Ipv6Addr>().unwrap().octets());
+            let [source, destination] =
+                [source, destination].map(|text| text.parse::<Ipv6Addr>().unwrap().octets());
             check(&source, &destination, [from, to], without, with);
         }
     }

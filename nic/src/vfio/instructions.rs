@@ -1,0 +1,101 @@
+//! How many instructions a driver takes for a packet, counted one by one: a child process runs the driver on a model of its device, and its parent steps through
+//! what is between two marks. See `bench/vfio/instructions.sh`.
+//!
+//! Many machines have no counter for it, and Callgrind has not the address space that packet memory reserves. A critical section of per-CPU data does not
+//! get through under a debugger, and after eight tries gives way to the shared list: of the pool more is counted than it costs.
+#![forbid(unsafe_code)]
+
+use nix::sys::ptrace;
+use nix::sys::signal::{Signal, raise};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, gettid};
+use std::env;
+use std::io::{BufRead, BufReader, Write, stdin};
+use std::process::{Command, Stdio};
+
+/// Says to the child that it is one.
+const CHILD: &str = "ISOPLANE_INSTRUCTIONS";
+/// Packets of a burst.
+pub(crate) const BURST: usize = 32;
+/// Instructions for a packet at most, received and sent (issue 6).
+const LIMIT: u64 = 100;
+
+/// What the child marks by.
+pub(crate) struct Marks(());
+
+impl Marks {
+    /// Has what `work` does counted.
+    pub(crate) fn counted(&self, work: impl FnOnce()) {
+        raise(Signal::SIGSTOP).unwrap();
+        work();
+        raise(Signal::SIGSTOP).unwrap();
+    }
+}
+
+/// Counts what `run` marks; each mark is about a burst. `test` is the full name of the test that calls this: it is run again, in a child process.
+pub(crate) fn count(test: &str, driver: &str, run: impl FnOnce(&Marks)) {
+    if env::var_os(CHILD).is_some() {
+        println!("\nTID {}", gettid());
+        stdin().lock().read_line(&mut String::new()).unwrap();
+        let marks = Marks(());
+        // What the marks themselves take.
+        marks.counted(|| ());
+        return run(&marks);
+    }
+    let counts = in_child(test);
+    let (marks, bursts) = counts.split_first().expect("a mark");
+    let per_packet = |count: u64| count.saturating_sub(*marks) as f64 / BURST as f64;
+    let mean = per_packet(bursts.iter().sum::<u64>() / bursts.len() as u64);
+    let (least, most) = (bursts.iter().min().copied(), bursts.iter().max().copied());
+    println!(
+        "INSTRUCTIONS {driver}: {mean:.1} a packet, received and sent in bursts of {BURST} ({:.1} to {:.1})",
+        per_packet(least.unwrap_or(0)),
+        per_packet(most.unwrap_or(0)),
+    );
+    // Other builds say nothing.
+    assert!(cfg!(debug_assertions) || mean <= LIMIT as f64, "{mean:.1} instructions a packet");
+}
+
+/// Runs the child; instructions between each pair of marks.
+fn in_child(test: &str) -> Vec<u64> {
+    let mut child = Command::new(env::current_exe().unwrap())
+        .args([test, "--exact", "--ignored", "--nocapture", "--test-threads=1"])
+        .env(CHILD, "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
+    let tid = output.find_map(|line| line.unwrap().strip_prefix("TID ").map(str::to_owned));
+    let tid = Pid::from_raw(tid.expect("the child's thread").parse().unwrap());
+    ptrace::seize(tid, ptrace::Options::PTRACE_O_EXITKILL).unwrap();
+    writeln!(child.stdin.take().unwrap(), "go").unwrap();
+    let mut counts = Vec::new();
+    let mut counting: Option<u64> = None;
+    loop {
+        match waitpid(tid, Some(WaitPidFlag::__WALL)).unwrap() {
+            WaitStatus::Stopped(_, Signal::SIGSTOP) => match counting.take() {
+                None => counting = Some(0),
+                Some(count) => counts.push(count),
+            },
+            WaitStatus::Stopped(_, Signal::SIGTRAP) => {}
+            WaitStatus::Stopped(_, other) => panic!("the child got {other}"),
+            WaitStatus::Exited(..) | WaitStatus::Signaled(..) => break,
+            _ => {}
+        }
+        match &mut counting {
+            Some(count) => {
+                *count += 1;
+                ptrace::step(tid, None).unwrap();
+            }
+            None => ptrace::cont(tid, None).unwrap(),
+        }
+    }
+    for line in output.map_while(Result::ok) {
+        println!("{line}");
+    }
+    assert!(counts.len() > 1, "the child marked nothing");
+    // Where the thread was not the main one.
+    drop(child.wait());
+    counts
+}
