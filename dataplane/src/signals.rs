@@ -83,3 +83,23 @@ impl Drop for Signals {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_s_news_ends_the_sleep_and_is_told_apart_from_a_waker() {
+        let mut signals = Signals::install().unwrap();
+        let (mut news, port) = UnixStream::pair().unwrap();
+        let events = [port.as_fd()];
+        assert!(!signals.wait(Duration::from_millis(1), &events));
+        signals.waker().unwrap().wake();
+        assert!(!signals.wait(Duration::from_secs(60), &events));
+        news.write_all(&[0]).unwrap();
+        assert!(signals.wait(Duration::from_secs(60), &events));
+        // Until whoever it is for has taken it.
+        assert!(signals.wait(Duration::from_secs(60), &events));
+    }
+}

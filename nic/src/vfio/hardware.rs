@@ -40,10 +40,11 @@ fn open(address: &str) -> Result<Arc<VfioFunction>, VfioError> {
     Ok(function)
 }
 
+/// Counted as locked by VFIO, or as pinned by iommufd.
 fn locked_kib() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
+    let lines = status.lines().filter(|line| line.starts_with("VmLck:") || line.starts_with("VmPin:"));
+    lines.map(|line| line[6..].trim().trim_end_matches(" kB").parse::<u64>().unwrap()).sum()
 }
 
 /// Waits, not for ever.

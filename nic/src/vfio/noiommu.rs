@@ -77,7 +77,7 @@ fn physical(start: u64, length: usize, entry: impl Fn(u64) -> io::Result<u64>) -
         let base = *first.get_or_insert(at);
         if at != base + offset {
             return refuse(
-                "without an IOMMU packet memory has to be one piece of physical memory, and its hugepages are not next to each other: pass --pages 1G, with a page of 1 GiB reserved on the kernel's command line (hugepagesz=1G hugepages=1), or ask for fewer frames (1024 of 2 KiB fit one page of 2 MiB)",
+                "without an IOMMU packet memory has to be one piece of physical memory, and its hugepages are not next to each other: pass --pages 1G, with a page of 1 GiB reserved on the kernel's command line (hugepagesz=1G hugepages=1)",
             );
         }
     }

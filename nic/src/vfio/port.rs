@@ -15,7 +15,7 @@ pub(super) struct VfioPort {
     words: String,
     max_packet_len: usize,
     /// Why it has gone.
-    gone: Option<&'static str>,
+    gone: Option<String>,
     nic: Box<dyn Nic>,
     function: Arc<VfioFunction>,
 }
@@ -54,18 +54,24 @@ impl Port for VfioPort {
     }
 
     fn link(&mut self) -> LinkState {
-        if let Some(reason) = self.gone {
-            return LinkState::Gone(reason.to_owned());
+        if let Some(reason) = &self.gone {
+            return LinkState::Gone(reason.clone());
         }
-        if let Some(trouble) = self.function.trouble() {
-            self.gone = Some(trouble.reason());
+        let link = match self.function.trouble() {
+            Some(trouble) => LinkState::Gone(trouble.reason().to_owned()),
+            None => {
+                for event in self.nic.events() {
+                    sys::take_events(event);
+                }
+                self.nic.link()
+            }
+        };
+        if let LinkState::Gone(reason) = &link {
+            // Nobody asks again, and the kernel may be waiting for it.
+            self.gone = Some(reason.clone());
             self.function.release();
-            return LinkState::Gone(trouble.reason().to_owned());
         }
-        for event in self.nic.events() {
-            sys::take_events(event);
-        }
-        self.nic.link()
+        link
     }
 
     fn events(&self) -> Vec<BorrowedFd<'_>> {

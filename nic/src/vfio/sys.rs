@@ -102,7 +102,9 @@ pub(super) fn iova_ranges(iommufd: BorrowedFd<'_>, ioas_id: u32) -> io::Result<V
             check(unsafe { libc::ioctl(iommufd.as_raw_fd(), abi::IOAS_IOVA_RANGES as _, &raw mut argument) });
         let count = argument.num_iovas as usize;
         match result {
-            Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) && (room..=4096).contains(&count) => {
+            Err(error)
+                if error.raw_os_error() == Some(libc::EMSGSIZE) && (room + 1..=4096).contains(&count) =>
+            {
                 room = count;
             }
             Err(error) => return Err(error),
