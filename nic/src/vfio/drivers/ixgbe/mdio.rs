@@ -22,8 +22,7 @@ pub(super) struct PhyRegister {
 
 impl PhyRegister {
     fn command(self, device: &Device, operation: u32) -> Option<()> {
-        let place =
-            u32::from(self.register) | self.mmd << MSCA_DEVICE_SHIFT | self.phy << MSCA_PHY_SHIFT;
+        let place = u32::from(self.register) | self.mmd << MSCA_DEVICE_SHIFT | self.phy << MSCA_PHY_SHIFT;
         device.write(MSCA, place | operation | MSCA_MDICMD);
         device.wait(MSCA, TRIES, APART, |value| value & MSCA_MDICMD == 0).then_some(())
     }

@@ -25,10 +25,9 @@ pub(super) fn open(function: &Arc<dyn PciFunction>, config: &NicConfig<'_>) -> R
 
 fn chip(function: &dyn PciFunction) -> Result<&'static Chip, NicError> {
     let id = function.id();
-    CHIPS
-        .iter()
-        .find(|chip| id.vendor == 0x8086 && id.device == chip.device)
-        .ok_or_else(|| NicError::Device(format!("{:04x}:{:04x} is none of ixgbe's chips", id.vendor, id.device)))
+    CHIPS.iter().find(|chip| id.vendor == 0x8086 && id.device == chip.device).ok_or_else(|| {
+        NicError::Device(format!("{:04x}:{:04x} is none of ixgbe's chips", id.vendor, id.device))
+    })
 }
 
 /// The same with another clock.

@@ -54,11 +54,7 @@ pub(super) fn set_up(device: &Device, buffers: Buffers, queues: u16) {
     device.update(FCCFG, FCCFG_TFCE, 0);
     device.write(MAXFRS, (buffers.max_frame as u32) << MAXFRS_MFS_SHIFT);
     device.update(HLREG0, HLREG0_LPBK, HLREG0_RXCRCSTRP | HLREG0_JUMBOEN);
-    device.update(
-        RDRXCTL,
-        RDRXCTL_RSCFRSTSIZE,
-        RDRXCTL_CRCSTRIP | RDRXCTL_RSCACKC | RDRXCTL_FCOE_WRFIX,
-    );
+    device.update(RDRXCTL, RDRXCTL_RSCFRSTSIZE, RDRXCTL_CRCSTRIP | RDRXCTL_RSCACKC | RDRXCTL_FCOE_WRFIX);
     // Packets stay as they were sent: no coalescing.
     device.update(RFCTL, 0, RFCTL_RSC_DIS | RFCTL_NFSW_DIS | RFCTL_NFSR_DIS);
     device.update(RXCSUM, RXCSUM_IPPCSE, RXCSUM_PCSD);

@@ -47,8 +47,7 @@ pub(super) fn begin(device: &Device) -> Result<(), NicError> {
     device.flush();
     // 5.2.5.3.2: master disable.
     device.update(CTRL, 0, CTRL_MASTER_DISABLE);
-    let quiet =
-        device.wait(STATUS, MASTER_TRIES, MASTER_APART, |status| status & STATUS_MASTER_ENABLE == 0);
+    let quiet = device.wait(STATUS, MASTER_TRIES, MASTER_APART, |status| status & STATUS_MASTER_ENABLE == 0);
     if !quiet {
         if device.is_gone() {
             return Err(device.failure(""));
@@ -85,8 +84,7 @@ fn reset(device: &Device) -> Result<(), NicError> {
     device.update(CTRL, 0, bits);
     // It answers nothing sensible for a microsecond.
     device.sleep(Duration::from_micros(10));
-    let over =
-        device.wait(CTRL, DONE_TRIES, DONE_APART, |ctrl| ctrl & (CTRL_RST | CTRL_LRST) == 0);
+    let over = device.wait(CTRL, DONE_TRIES, DONE_APART, |ctrl| ctrl & (CTRL_RST | CTRL_LRST) == 0);
     drop(held);
     if over { Ok(()) } else { Err(device.failure("does not come out of a reset (CTRL.RST)")) }
 }

@@ -88,7 +88,8 @@ impl Statistics {
     /// All that are not zero, for the report.
     pub(super) fn named(&self) -> impl Iterator<Item = (String, u64)> + '_ {
         let named = NAMED.iter().zip(self.named).map(|((name, _), value)| ((*name).to_owned(), value));
-        let received = self.received.iter().enumerate().map(|(queue, value)| (format!("qprc{queue}"), *value));
+        let received =
+            self.received.iter().enumerate().map(|(queue, value)| (format!("qprc{queue}"), *value));
         named.chain(received).filter(|(_, value)| *value > 0)
     }
 }

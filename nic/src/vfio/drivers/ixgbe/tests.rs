@@ -48,7 +48,8 @@ struct Bed {
 }
 
 fn pool(wish: &Wish) -> Pool {
-    Pool::new(&PoolConfig { frames: wish.frames, frame_size: wish.frame_size, ..PoolConfig::default() }).unwrap()
+    Pool::new(&PoolConfig { frames: wish.frames, frame_size: wish.frame_size, ..PoolConfig::default() })
+        .unwrap()
 }
 
 fn try_open(model: &Model, wish: &Wish, pool: &Pool) -> Result<OpenNic, NicError> {

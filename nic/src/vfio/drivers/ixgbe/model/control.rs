@@ -72,10 +72,18 @@ impl Inner {
             let value = match row.name {
                 // 8.2.3.7: not initialised.
                 "MTA" | "VFTA" | "RETA" | "ERETA" => {
-                    if power_on { garbage } else { continue }
+                    if power_on {
+                        garbage
+                    } else {
+                        continue;
+                    }
                 }
                 "RAL" | "RAH" if index > 0 => {
-                    if power_on { garbage } else { continue }
+                    if power_on {
+                        garbage
+                    } else {
+                        continue;
+                    }
                 }
                 "SWSM" | "SW_FW_SYNC" | "ESDP" if !power_on => continue,
                 _ if row.access == Access::Rc && !power_on => continue,
@@ -113,7 +121,8 @@ impl Inner {
         } else if now < self.control.quiet_until {
             self.violation(format!("write to {name} too soon after a reset"));
         } else if self.control.resets > 0 {
-            let after_dma = matches!(name, "RXPBSIZE" | "RDBAL" | "SRRCTL" | "RXDCTL" | "TDBAL" | "TXDCTL" | "MTQC");
+            let after_dma =
+                matches!(name, "RXPBSIZE" | "RDBAL" | "SRRCTL" | "RXDCTL" | "TDBAL" | "TXDCTL" | "MTQC");
             if after_dma && !self.control.dma_seen && !self.control.dead {
                 self.violation(format!("write to {name} before RDRXCTL.DMAIDONE was seen"));
             }

@@ -107,7 +107,9 @@ impl Inner {
             "RXCTRL" if value & 1 & !old != 0 => self.check_rx_enable(),
             "MAXFRS" if value >> 16 > 15_872 => self.violation("MAXFRS of more than 15.5 KiB"),
             "EIMS" if value != 0 => self.violation("an interrupt is enabled that nobody handles"),
-            "RXPBSIZE" | "RXCSUM" | "MRQC" | "MAXFRS" | "RFCTL" | "RSSRK" if self.get("RXCTRL", 0) & 1 != 0 => {
+            "RXPBSIZE" | "RXCSUM" | "MRQC" | "MAXFRS" | "RFCTL" | "RSSRK"
+                if self.get("RXCTRL", 0) & 1 != 0 =>
+            {
                 self.violation(format!("{name} was written while receive is on"));
             }
             _ => {}
@@ -194,7 +196,9 @@ impl Inner {
         let base = u64::from(self.get("RDBAL", queue)) | u64::from(self.get("RDBAH", queue)) << 32;
         let mut at = (head + self.rx[queue].fetched.len() as u32) % ring;
         while at != value && self.bus_master {
-            let Some(words) = self.fetch::<16>("a receive descriptor", base + u64::from(at) * 16) else { return };
+            let Some(words) = self.fetch::<16>("a receive descriptor", base + u64::from(at) * 16) else {
+                return;
+            };
             let (low, high) = words.split_at(8);
             let [low, high] = [low, high].map(|half| u64::from_le_bytes(half.try_into().unwrap_or_default()));
             if high & 1 != 0 {

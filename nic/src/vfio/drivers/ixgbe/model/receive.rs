@@ -119,7 +119,8 @@ impl Inner {
         let ports = if with_ports { ip.ports(packet) } else { &[] };
         let hash = toeplitz::hash(&key, ip.addresses.iter().chain(ports).copied());
         let entry = hash as usize % (self.kind.reta_words * 4);
-        let word = if entry < 128 { self.get("RETA", entry / 4) } else { self.get("ERETA", (entry - 128) / 4) };
+        let word =
+            if entry < 128 { self.get("RETA", entry / 4) } else { self.get("ERETA", (entry - 128) / 4) };
         (usize::from(word.to_le_bytes()[entry % 4] & 15), Some((hash, kind)))
     }
 

@@ -5,7 +5,8 @@
 pub(super) fn hash(key: &[u8; 40], input: impl IntoIterator<Item = u8>) -> u32 {
     let mut hash = 0;
     for (at, byte) in input.into_iter().enumerate() {
-        let window = u64::from_be_bytes(std::array::from_fn(|ahead| key.get(at + ahead).copied().unwrap_or(0)));
+        let window =
+            u64::from_be_bytes(std::array::from_fn(|ahead| key.get(at + ahead).copied().unwrap_or(0)));
         for bit in 0..8 {
             if byte & (0x80 >> bit) != 0 {
                 hash ^= (window >> (32 - bit)) as u32;
@@ -51,11 +52,13 @@ mod tests {
             assert_eq!(hash(&KEY, addresses.iter().copied().chain(ports)), with);
         };
         for (destination, to, source, from, without, with) in IPV4 {
-            let [source, destination] = [source, destination].map(|text| text.parse::<Ipv4Addr>().unwrap().octets());
+            let [source, destination] =
+                [source, destination].map(|text| text.parse::<Ipv4Addr>().unwrap().octets());
             check(&source, &destination, [from, to], without, with);
         }
         for (destination, to, source, from, without, with) in IPV6 {
-            let [source, destination] = [source, destination].map(|text| text.parse::<Ipv6Addr>().unwrap().octets());
+            let [source, destination] =
+                [source, destination].map(|text| text.parse::<Ipv6Addr>().unwrap().octets());
             check(&source, &destination, [from, to], without, with);
         }
     }

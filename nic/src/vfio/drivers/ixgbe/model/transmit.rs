@@ -32,9 +32,11 @@ impl Data {
 impl Inner {
     /// All queues send what they have.
     pub(super) fn transmit_all(&mut self) {
-        (0..self.tx.len()).filter(|queue| self.tx[*queue].enabled).collect::<Vec<_>>().into_iter().for_each(
-            |queue| self.transmit(queue),
-        );
+        (0..self.tx.len())
+            .filter(|queue| self.tx[*queue].enabled)
+            .collect::<Vec<_>>()
+            .into_iter()
+            .for_each(|queue| self.transmit(queue));
     }
 
     fn may_send(&mut self, queue: usize) -> bool {
@@ -121,8 +123,10 @@ impl Inner {
             self.violation("VLE or TSE: the driver knows neither");
         }
         // RSV, MAC; DDTYP; STA; CC; the rest of POPTS.
-        if data.iter().any(|data| data.word & (0xF << 16 | 1 << 26 | 1 << 28 | 0xF << 32 | 1 << 37 | 1 << 38 | 1 << 39 | 0xF << 42) != 0)
-        {
+        if data.iter().any(|data| {
+            data.word & (0xF << 16 | 1 << 26 | 1 << 28 | 0xF << 32 | 1 << 37 | 1 << 38 | 1 << 39 | 0xF << 42)
+                != 0
+        }) {
             self.violation("a data descriptor: reserved bits");
         }
         if data.iter().any(|data| data.bit(27) && !data.bit(24)) {
