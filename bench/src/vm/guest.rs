@@ -5,7 +5,8 @@ use super::cpio::Archive;
 use super::error::cannot;
 use super::nic::{self, Nic};
 use super::session::{Logs, Qemu, Session};
-use super::{Kit, Report, VmError, module, sys};
+use super::{Kit, Report, VmError, libraries, module, sys};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -40,7 +41,6 @@ pub struct Guest {
     append: Vec<String>,
     devices: Vec<String>,
     nics: Vec<Nic>,
-    namespace: Option<String>,
     modules: Vec<String>,
     files: Vec<(String, PathBuf)>,
     commands: Vec<String>,
@@ -58,7 +58,6 @@ impl Guest {
             append: Vec::new(),
             devices: Vec::new(),
             nics: Vec::new(),
-            namespace: None,
             modules: Vec::new(),
             files: Vec::new(),
             commands: Vec::new(),
@@ -110,18 +109,11 @@ impl Guest {
         self
     }
 
-    /// A NIC whose wire is a TAP interface that there is on the host (`ip tuntap add mode tap`, with `multi_queue` where it has several
-    /// `queues`), in the namespace that QEMU runs in.
+    /// A NIC whose wire is the TAP interface `interface` with this many queues, made in the network namespace `namespace` (`ip netns add`)
+    /// when the guest boots, and set up; it goes with the guest. Whoever lives in there can use it, and so can the test. Needs root.
     #[must_use]
-    pub fn nic_on_tap(mut self, model: &str, interface: &str, queues: usize) -> Self {
-        self.nics.push(Nic::on_tap(model, interface, queues));
-        self
-    }
-
-    /// Runs QEMU in the network namespace of this name (`ip netns add`).
-    #[must_use]
-    pub fn namespace(mut self, name: &str) -> Self {
-        self.namespace = Some(name.to_owned());
+    pub fn nic_on_tap(mut self, model: &str, namespace: &str, interface: &str, queues: usize) -> Self {
+        self.nics.push(Nic::on_tap(model, namespace, interface, queues));
         self
     }
 
@@ -133,7 +125,8 @@ impl Guest {
         self
     }
 
-    /// Puts a file of the host into the guest, as an executable: `name` is its path without the first slash.
+    /// Puts a file of the host into the guest, as an executable, with the shared libraries it names: `name` is its path without the first
+    /// slash.
     #[must_use]
     pub fn file(mut self, name: &str, from: &Path) -> Self {
         self.files.push((name.to_owned(), from.to_owned()));
@@ -230,16 +223,9 @@ impl Guest {
             inherited.extend(plugged.inherited);
             ends.push(plugged.end);
         }
-        let namespace = match &self.namespace {
-            Some(name) => {
-                let path = Path::new("/run/netns").join(name);
-                Some(File::open(&path).map_err(cannot("open", &path))?)
-            }
-            None => None,
-        };
         let complaints = File::create(&logs.complaints).map_err(cannot("write", &logs.complaints))?;
         qemu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(complaints);
-        sys::prepare(&mut qemu, inherited, namespace);
+        sys::prepare(&mut qemu, inherited);
         Ok(Session::new(logs, Qemu::start(qemu)?, serial, ends, (deadline, self.timeout)))
     }
 
@@ -300,6 +286,15 @@ impl Guest {
         let busybox = ("bin/busybox".to_owned(), kit.busybox());
         for (name, from) in [busybox].iter().chain(&self.files) {
             archive.file(name, &fs::read(from).map_err(cannot("read", from))?);
+        }
+        let mut added = BTreeSet::new();
+        for (_, from) in &self.files {
+            for library in libraries::of(from)? {
+                let name = library.to_string_lossy().trim_start_matches('/').to_owned();
+                if added.insert(name.clone()) {
+                    archive.file(&name, &fs::read(&library).map_err(cannot("read", &library))?);
+                }
+            }
         }
         Ok(archive.finish())
     }

@@ -3,6 +3,7 @@
 
 use super::VmError;
 use super::error::cannot;
+use super::tap::Tap;
 use super::wire::End;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
@@ -13,8 +14,8 @@ use std::path::Path;
 enum Backend {
     /// The test: each datagram is a frame.
     Socket,
-    /// A TAP interface of the host, with so many queues.
-    Tap { interface: String, queues: usize },
+    /// A TAP interface of the host, in a network namespace, with so many queues.
+    Tap { namespace: String, interface: String, queues: usize },
 }
 
 /// A NIC to be plugged in.
@@ -27,8 +28,8 @@ pub(super) struct Nic {
 /// What QEMU is told of a NIC, with what it inherits for it, and the test's end of the wire.
 pub(super) struct Plugged {
     pub(super) arguments: Vec<String>,
-    pub(super) inherited: Option<OwnedFd>,
-    pub(super) end: Option<End>,
+    pub(super) inherited: Vec<OwnedFd>,
+    pub(super) end: End,
 }
 
 /// The address of the NIC that was added as number `index`.
@@ -41,9 +42,9 @@ impl Nic {
         Self { model: model.to_owned(), backend: Backend::Socket }
     }
 
-    pub(super) fn on_tap(model: &str, interface: &str, queues: usize) -> Self {
-        let interface = interface.to_owned();
-        Self { model: model.to_owned(), backend: Backend::Tap { interface, queues } }
+    pub(super) fn on_tap(model: &str, namespace: &str, interface: &str, queues: usize) -> Self {
+        let (namespace, interface) = (namespace.to_owned(), interface.to_owned());
+        Self { model: model.to_owned(), backend: Backend::Tap { namespace, interface, queues } }
     }
 
     /// Makes the wire, for one boot.
@@ -58,14 +59,15 @@ impl Nic {
                     UnixDatagram::pair().map_err(cannot("make a socket for", Path::new("a NIC")))?;
                 let theirs = OwnedFd::from(theirs);
                 let netdev = format!("dgram,id=n{index},local.type=fd,local.str={}", theirs.as_raw_fd());
-                (netdev, Some(theirs), Some(End::new(ours.into(), address)))
+                (netdev, vec![theirs], End::new(ours.into(), address))
             }
-            Backend::Tap { interface, queues } => {
-                // With one queue, QEMU wants to hear nothing of queues.
-                let queues = if *queues > 1 { format!(",queues={queues}") } else { String::new() };
-                let netdev =
-                    format!("tap,id=n{index},ifname={interface}{queues},script=no,downscript=no,vhost=off");
-                (netdev, None, None)
+            Backend::Tap { namespace, interface, queues } => {
+                let tap = Tap::open(namespace, interface, *queues)?;
+                let numbers: Vec<String> = tap.queues.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
+                // One is not several.
+                let key = if numbers.len() > 1 { "fds" } else { "fd" };
+                let netdev = format!("tap,id=n{index},{key}={},vhost=off", numbers.join(":"));
+                (netdev, tap.queues, End::new(tap.socket, address))
             }
         };
         let arguments = vec!["-netdev".to_owned(), netdev, "-device".to_owned(), device];

@@ -84,7 +84,7 @@ pub struct Session {
     heard: Vec<u8>,
     /// How much of that has been looked at.
     read: usize,
-    ends: Vec<Option<wire::End>>,
+    ends: Vec<wire::End>,
     deadline: Instant,
     limit: Duration,
 }
@@ -94,7 +94,7 @@ impl Session {
         logs: Logs,
         qemu: Qemu,
         serial: UnixStream,
-        ends: Vec<Option<wire::End>>,
+        ends: Vec<wire::End>,
         (deadline, limit): (Instant, Duration),
     ) -> Self {
         Self { logs, qemu, serial, heard: Vec::new(), read: 0, ends, deadline, limit }
@@ -121,9 +121,8 @@ impl Session {
     /// The test's side of two of its NICs, by their numbers.
     pub fn wire(&self, first: usize, second: usize) -> Result<Wire, VmError> {
         let end = |index: usize| {
-            let end = self.ends.get(index).and_then(Option::as_ref);
-            let end =
-                end.ok_or_else(|| VmError::Invalid(format!("a wire to NIC {index}: none ends there")))?;
+            let end = self.ends.get(index);
+            let end = end.ok_or_else(|| VmError::Invalid(format!("a wire to NIC {index}: it has none")))?;
             end.try_clone().map_err(cannot("duplicate the socket of", Path::new("a NIC")))
         };
         Ok(Wire::new(end(first)?, end(second)?))

@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub(crate) mod forwarder;
+pub(crate) mod hosts;
 
 use bench::vm::{Kit, Outcome, Report};
 use serde_json::Value;

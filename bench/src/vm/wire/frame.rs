@@ -18,7 +18,8 @@ const MAGIC: [u8; 4] = *b"IsoW";
 /// Which frame it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
-    /// Frames of a run before are nobody's.
+    /// Frames of a run before are nobody's. Of the two numbers of a run, the even one goes there and the odd one back, between other
+    /// addresses: nothing must know a flow by the one that goes the other way.
     pub(super) run: u16,
     pub(super) flow: u16,
     /// Its number in its flow.
@@ -54,6 +55,7 @@ pub(super) fn write(frame: &mut [u8], identity: Identity, destination: [u8; 6]) 
     // Many NICs look at the addresses of UDP alone, since fragments have no ports.
     ip[14..16].copy_from_slice(&flow.to_be_bytes());
     ip[2..4].copy_from_slice(&((length - ETHERNET) as u16).to_be_bytes());
+    (ip[13], ip[17]) = if run & 1 == 0 { (1, 2) } else { (4, 3) };
     let sum: u32 = ip.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
     let folded = (sum & 0xFFFF) + (sum >> 16);
     ip[10..12].copy_from_slice(&(!((folded & 0xFFFF) + (folded >> 16)) as u16).to_be_bytes());

@@ -41,6 +41,10 @@ impl Lane {
         Self { run, flows, seen: Vec::new(), next, given_up: 0, tally: Tally::default() }
     }
 
+    pub(super) fn run(&self) -> u16 {
+        self.run
+    }
+
     /// Frames that may still be under way.
     pub(super) fn in_flight(&self) -> u64 {
         (self.tally.sent - self.given_up).saturating_sub(self.tally.received)

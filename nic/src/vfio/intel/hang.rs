@@ -29,13 +29,25 @@ impl HangDetector {
 
     /// A queue's head and tail as they are now; true where it hangs: it stands for long where it stood at the look before.
     pub(crate) fn look(&mut self, queue: usize, head: u32, tail: u32, may_send: bool) -> bool {
+        self.look_at(Instant::now(), queue, head, tail, may_send)
+    }
+
+    /// The same for a driver that has a clock of its own.
+    pub(crate) fn look_at(
+        &mut self,
+        now: Instant,
+        queue: usize,
+        head: u32,
+        tail: u32,
+        may_send: bool,
+    ) -> bool {
         let Some(seen) = self.queues.get_mut(queue) else { return false };
         match *seen {
             Some((before, since)) if before == head && head != tail && may_send => {
-                since.elapsed() >= self.patience
+                now.saturating_duration_since(since) >= self.patience
             }
             _ => {
-                *seen = (head != tail && may_send).then(|| (head, Instant::now()));
+                *seen = (head != tail && may_send).then_some((head, now));
                 false
             }
         }

@@ -12,24 +12,18 @@ use std::time::{Duration, Instant};
 
 /// Time as the driver sees it; a test's passes as the driver waits.
 pub(super) trait Clock: Send + Sync {
-    /// Since some moment in the past.
-    fn now(&self) -> Duration;
+    /// The present.
+    fn now(&self) -> Instant;
     /// Waits so long, or a little longer.
     fn sleep(&self, duration: Duration);
 }
 
 /// The machine's time.
-pub(super) struct SystemClock(Instant);
-
-impl Default for SystemClock {
-    fn default() -> Self {
-        Self(Instant::now())
-    }
-}
+pub(super) struct SystemClock;
 
 impl Clock for SystemClock {
-    fn now(&self) -> Duration {
-        self.0.elapsed()
+    fn now(&self) -> Instant {
+        Instant::now()
     }
 
     fn sleep(&self, duration: Duration) {

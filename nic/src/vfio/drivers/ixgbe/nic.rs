@@ -2,17 +2,17 @@
 #![forbid(unsafe_code)]
 
 use super::device::Device;
-use super::hang::HangWatch;
 use super::registers::*;
 use super::setup::Setup;
 use super::statistics::Statistics;
 use super::{link, receive, reset};
 use crate::counters::{DropReason, QueueCounters};
 use crate::port::{LinkState, MacAddress};
+use crate::vfio::intel::hang::HangDetector;
 use crate::vfio::intel::tx::Carrier;
 use crate::vfio::nic::{Halt, Nic, NicError};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 /// Attempts at one reset, each at another call, until the device counts as lost.
 const MOST_ATTEMPTS: u32 = 10;
@@ -26,7 +26,7 @@ enum Phase {
     /// All have: it is to be reset.
     Resetting,
     /// It was reset then, and needs its pause.
-    Pausing(Duration),
+    Pausing(Instant),
     /// For good; why.
     Gone(String),
 }
@@ -41,10 +41,12 @@ pub(super) struct IxgbeNic {
     pub(super) carrier: Arc<Carrier>,
     pub(super) rx: Vec<Arc<QueueCounters>>,
     statistics: Statistics,
-    watches: Vec<HangWatch>,
+    hang: HangDetector,
+    /// There has been a link since the last reset: until then what is to be sent waits for it.
+    had_link: bool,
     phase: Phase,
     attempts: u32,
-    resets: u64,
+    recoveries: u64,
 }
 
 impl IxgbeNic {
@@ -59,14 +61,16 @@ impl IxgbeNic {
         let plural = |count: usize| if count == 1 { "queue" } else { "queues" };
         let rss = if rx.len() > 1 { ", RSS" } else { "" };
         let mode = format!(
-            "{}, {} receive {}{rss}, {} transmit {}, never run on silicon",
+            "{}, {} receive {}{rss}, {} transmit {}, {}",
             device.chip.name,
             rx.len(),
             plural(rx.len()),
             setup.tx.len(),
             plural(setup.tx.len()),
+            super::UNPROVEN,
         );
-        let watches = setup.tx.iter().map(|_| HangWatch::default()).collect();
+        let hang = HangDetector::new(setup.tx.len());
+        carrier.set(true);
         let name = name.to_owned();
         // Whoever waits now is the control thread.
         device.hurry();
@@ -79,10 +83,11 @@ impl IxgbeNic {
             carrier,
             rx,
             statistics: Statistics::default(),
-            watches,
+            hang,
+            had_link: false,
             phase: Phase::Running,
             attempts: 0,
-            resets: 0,
+            recoveries: 0,
         }
     }
 
@@ -111,17 +116,15 @@ impl IxgbeNic {
     }
 
     /// The first transmit queue that hangs.
-    fn hanging(&mut self) -> Option<usize> {
+    fn hanging(&mut self, may_send: bool) -> Option<usize> {
         let now = self.device.clock.now();
-        let device = &self.device;
+        let (device, hang) = (&self.device, &mut self.hang);
         // All are looked at, whether one hangs or not.
-        let mut found = None;
-        for (queue, watch) in self.watches.iter_mut().enumerate() {
-            if watch.look(device.read(TDH(queue)), device.read(TDT(queue)), now) {
-                found = found.or(Some(queue));
-            }
-        }
-        found
+        let look = |queue: &usize| {
+            hang.look_at(now, *queue, device.read(TDH(*queue)), device.read(TDT(*queue)), may_send)
+        };
+        let hanging: Vec<usize> = (0..self.setup.tx.len()).filter(look).collect();
+        hanging.first().copied()
     }
 
     fn recover(&mut self, queue: usize) {
@@ -142,7 +145,8 @@ impl IxgbeNic {
                 Err(error) => return self.try_again(&error),
             },
             Phase::Pausing(since)
-                if self.device.clock.now().saturating_sub(since) >= self.device.chip.reset_pause =>
+                if self.device.clock.now().saturating_duration_since(since)
+                    >= self.device.chip.reset_pause =>
             {
                 match self.restart() {
                     Ok(()) => Phase::Running,
@@ -155,8 +159,10 @@ impl IxgbeNic {
             _ => return,
         };
         if next == Phase::Running {
-            self.resets += 1;
-            self.watches.iter_mut().for_each(HangWatch::reset);
+            self.recoveries += 1;
+            self.had_link = false;
+            self.carrier.set(true);
+            self.hang.restart();
             self.halt.gates.iter().for_each(|gate| gate.open());
             tracing::warn!("{}: the device was reset, and runs again", self.name);
         }
@@ -200,7 +206,9 @@ impl Nic for IxgbeNic {
             }
             _ => LinkState::Down,
         };
-        self.carrier.set(matches!(state, LinkState::Up { .. }));
+        let up = matches!(state, LinkState::Up { .. });
+        self.had_link |= up;
+        self.carrier.set(up || state == LinkState::Down && self.phase == Phase::Running && !self.had_link);
         if let LinkState::Gone(why) = &state {
             self.gone(why.clone());
         }
@@ -217,12 +225,9 @@ impl Nic for IxgbeNic {
                 if answered.is_none() {
                     return self.vanished();
                 }
+                // Without a link nothing is sent.
                 let up = matches!(self.link(), LinkState::Up { .. });
-                if !up {
-                    // Without a link nothing is sent.
-                    return self.watches.iter_mut().for_each(HangWatch::reset);
-                }
-                if let Some(queue) = self.hanging() {
+                if let Some(queue) = self.hanging(up) {
                     self.recover(queue);
                 }
             }
@@ -232,15 +237,17 @@ impl Nic for IxgbeNic {
     }
 
     fn extra_counters(&self) -> Vec<(String, u64)> {
-        let resets = (self.resets > 0).then(|| ("resets".to_owned(), self.resets));
-        self.statistics.named().chain(resets).collect()
+        let recoveries = ("hang_recoveries".to_owned(), self.recoveries);
+        self.statistics.named().chain([recoveries]).collect()
     }
 }
 
 impl Drop for IxgbeNic {
     fn drop(&mut self) {
         self.halt.halt();
-        if !self.device.is_gone() {
+        // While it is being reset it must be left alone, and has forgotten both anyway.
+        let is_set_up = matches!(self.phase, Phase::Running | Phase::Emptying);
+        if is_set_up && !self.device.is_gone() {
             self.device.update(RXCTRL, RXCTRL_RXEN, 0);
             // The firmware has the link for itself again.
             self.device.update(CTRL_EXT, CTRL_EXT_DRV_LOAD, 0);

@@ -6,10 +6,9 @@ use super::device::{Clock, Device, SystemClock};
 use super::nic::IxgbeNic;
 use super::receive::{self, Buffers};
 use super::registers::{RDT, TDT};
+use super::reset;
 use super::setup::Setup;
 use super::statistics::Statistics;
-use super::{link, reset};
-use crate::port::LinkState;
 use crate::vfio::function::PciFunction;
 use crate::vfio::intel::format::{Advanced, Advanced82599};
 use crate::vfio::intel::rx::{IntelRx, RxParts};
@@ -20,7 +19,7 @@ use std::sync::Arc;
 
 /// The driver's `open`.
 pub(super) fn open(function: &Arc<dyn PciFunction>, config: &NicConfig<'_>) -> Result<OpenNic, NicError> {
-    open_with(function, config, Arc::new(SystemClock::default()))
+    open_with(function, config, Arc::new(SystemClock))
 }
 
 fn chip(function: &dyn PciFunction) -> Result<&'static Chip, NicError> {
@@ -50,7 +49,7 @@ pub(super) fn open_with(
         return Err(NicError::Specification(format!("VLAN {vlan} does not exist: choose from 0 to 4094")));
     }
     let device = Device::new(function, chip, clock)?;
-    tracing::warn!("{}: the driver for the {} was never run on silicon", config.name, chip.name);
+    tracing::warn!("{}: the driver for the {} was {}", config.name, chip.name, super::UNPROVEN);
     reset::begin(&device)?;
     device.sleep(chip.reset_pause);
     let mac = reset::finish(&device)?;
@@ -103,7 +102,6 @@ pub(super) fn open_with(
     // In front of the first packet that may come.
     rx.iter().for_each(IntelRx::start);
     receive::enable(&device)?;
-    carrier.set(matches!(link::state(&device), LinkState::Up { .. }));
     let counters = rx.iter().map(|queue| Arc::clone(queue.counters())).collect();
     Ok(OpenNic {
         nic: Box::new(IxgbeNic::new(config.name, device, setup, halt, carrier, counters)),

@@ -241,7 +241,7 @@ bits! {
     /// Registers of the MAC.
     SW_FW_SYNC_MAC_CSR = 1 << 3;
 
-    /// Accept packets whatever their VLAN... of bad CRC: never set.
+    /// Store Bad Packets.
     FCTRL_SBP = 1 << 1;
     /// Multicast Promiscuous Enable.
     FCTRL_MPE = 1 << 8;
@@ -275,10 +275,6 @@ bits! {
     MRQC_IPV6 = 1 << 20;
     /// TCP over IPv6.
     MRQC_TCPIPV6 = 1 << 21;
-    /// UDP over IPv4.
-    MRQC_UDPIPV4 = 1 << 22;
-    /// UDP over IPv6.
-    MRQC_UDPIPV6 = 1 << 23;
 
     /// Strip the CRC: as HLREG0.RXCRCSTRP.
     RDRXCTL_CRCSTRIP = 1 << 1;

@@ -3,21 +3,35 @@
 
 use super::super::device::Clock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Nanoseconds since the test began.
-#[derive(Debug, Default)]
-pub(in crate::vfio::drivers::ixgbe) struct VirtualClock(AtomicU64);
+#[derive(Debug)]
+pub(in crate::vfio::drivers::ixgbe) struct VirtualClock {
+    start: Instant,
+    passed_ns: AtomicU64,
+}
+
+impl Default for VirtualClock {
+    fn default() -> Self {
+        Self { start: Instant::now(), passed_ns: AtomicU64::new(0) }
+    }
+}
 
 impl VirtualClock {
     pub(in crate::vfio::drivers::ixgbe) fn advance(&self, duration: Duration) {
-        self.0.fetch_add(duration.as_nanos() as u64, Ordering::Relaxed);
+        self.passed_ns.fetch_add(duration.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// Time since the test began.
+    pub(in crate::vfio::drivers::ixgbe) fn passed(&self) -> Duration {
+        Duration::from_nanos(self.passed_ns.load(Ordering::Relaxed))
     }
 }
 
 impl Clock for VirtualClock {
-    fn now(&self) -> Duration {
-        Duration::from_nanos(self.0.load(Ordering::Relaxed))
+    fn now(&self) -> Instant {
+        self.start + self.passed()
     }
 
     fn sleep(&self, duration: Duration) {

@@ -1,7 +1,6 @@
 //! Reset, firmware, PHY, link: what takes time, and what is done in turns.
 #![forbid(unsafe_code)]
 
-use super::super::device::Clock;
 use super::map::Map;
 use super::queues::{RxContext, TxContext};
 use super::{Access, Inner};
@@ -36,6 +35,8 @@ pub(super) struct Control {
     pub(super) master_stuck: bool,
     flushed: Option<Duration>,
     pub(super) flushes: u32,
+    /// Its EEPROM has no Ethernet address.
+    pub(super) no_address: bool,
     /// It never comes out of a reset any more.
     pub(super) dead: bool,
     /// Looks at SW_FW_SYNC during which the firmware has these resources.
@@ -78,6 +79,9 @@ impl Inner {
                         continue;
                     }
                 }
+                // An address that somebody else wanted to receive.
+                "RAL" if index == 1 && power_on => u32::from_le_bytes([0x02, 0, 0, 0]),
+                "RAH" if index == 1 && power_on => u32::from_le_bytes([0, 9, 0, 0x80]),
                 "RAL" | "RAH" if index > 0 => {
                     if power_on {
                         garbage
@@ -87,6 +91,7 @@ impl Inner {
                 }
                 "SWSM" | "SW_FW_SYNC" | "ESDP" if !power_on => continue,
                 _ if row.access == Access::Rc && !power_on => continue,
+                "RAH" if self.control.no_address => 0,
                 "RAL" => u32::from_le_bytes([0x02, 0x15, 0x17, 0xAB]),
                 "RAH" => u32::from_le_bytes([0xCD, 0xEF, 0, 0x80]),
                 "RXPBSIZE" if index == 0 => self.kind.rx_buffer_kib << 10,
@@ -95,7 +100,7 @@ impl Inner {
                 "ESDP" if !self.kind.copper => 0x808,
                 _ => row.reset,
             };
-            self.set(row.name, index, value);
+            self.values[row.place(index) / 4] = value;
         }
         self.rx = (0..64).map(|_| RxContext::default()).collect();
         self.tx = (0..128).map(|_| TxContext::default()).collect();
@@ -115,7 +120,7 @@ impl Inner {
         if name == "CTRL" && self.control.master_stuck {
             return;
         }
-        let now = self.clock.now();
+        let now = self.clock.passed();
         if self.control.reset_looks > 0 {
             self.violation(format!("write to {name} while the device is being reset"));
         } else if now < self.control.quiet_until {
@@ -133,7 +138,7 @@ impl Inner {
     }
 
     fn begin_reset(&mut self, with_link: bool) {
-        let now = self.clock.now();
+        let now = self.clock.passed();
         let running = self.rx.iter().any(|queue| queue.enabled) || self.tx.iter().any(|queue| queue.enabled);
         if running && self.get("CTRL", 0) & CTRL_MASTER_DISABLE == 0 {
             self.violation("reset without master disable (5.2.5.3.2)");
@@ -251,7 +256,7 @@ impl Inner {
                 }
             }
             "GCR_EXT" => {
-                let now = self.clock.now();
+                let now = self.clock.passed();
                 if value & 1 << 30 != 0 {
                     if self.get("HLREG0", 0) & 1 << 15 == 0 || self.get("RXCTRL", 0) & 1 != 0 {
                         self.violation("the buffers were cleared without loopback, or with receive on");

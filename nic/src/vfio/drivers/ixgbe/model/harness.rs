@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::control::Control;
-use super::map::Map;
+use super::map::MAP;
 use super::{Fate, Inner, Kind, Model, Sent, VirtualClock};
 use crate::vfio::model::ModelIommu;
 use std::collections::BTreeMap;
@@ -15,7 +15,6 @@ impl Model {
         let clock = Arc::new(VirtualClock::default());
         let mut inner = Inner {
             kind,
-            map: Map::new(),
             values: vec![0; (128 << 10) / 4],
             iommu: iommu.clone(),
             clock: Arc::clone(&clock),
@@ -84,6 +83,28 @@ impl Model {
         self.lock().tx[queue].hung = true;
     }
 
+    /// Goes on with it.
+    pub(in crate::vfio::drivers::ixgbe) fn resume(&self, queue: usize) {
+        let mut inner = self.lock();
+        inner.tx[queue].hung = false;
+        inner.transmit(queue);
+    }
+
+    /// Queues that another driver has left running, with rings where nothing is mapped any more.
+    pub(in crate::vfio::drivers::ixgbe) fn left_running(&self) {
+        let mut inner = self.lock();
+        for (name, index, value) in [
+            ("RXCTRL", 0, 1),
+            ("RDBAL", 5, 0x8000_0000),
+            ("RDLEN", 5, 4096),
+            ("RXDCTL", 5, 1 << 25),
+            ("SWSM", 0, 1),
+        ] {
+            inner.set(name, index, value);
+        }
+        inner.rx[5].enabled = true;
+    }
+
     /// Takes it out.
     pub(in crate::vfio::drivers::ixgbe) fn unplug(&self) {
         self.lock().unplugged = true;
@@ -104,6 +125,7 @@ impl Model {
         match trouble {
             Trouble::MasterStuck => control.master_stuck = true,
             Trouble::Dead => control.dead = true,
+            Trouble::NoAddress => control.no_address = true,
             Trouble::FirmwareHas(resources, looks) => control.firmware = (resources, looks),
             Trouble::FirmwareGuards(looks) => control.swesmbi_busy = looks,
         }
@@ -123,14 +145,14 @@ impl Model {
     /// Writes past the driver, as the driver would.
     pub(in crate::vfio::drivers::ixgbe) fn write(&self, name: &str, index: usize, value: u32) {
         let mut inner = self.lock();
-        let place = inner.map.place(name, index);
+        let place = MAP.place(name, index);
         inner.write(place, value);
     }
 
     /// Reads past the driver.
     pub(in crate::vfio::drivers::ixgbe) fn read(&self, name: &str, index: usize) -> u32 {
         let mut inner = self.lock();
-        let place = inner.map.place(name, index);
+        let place = MAP.place(name, index);
         inner.read(place)
     }
 
@@ -147,6 +169,8 @@ pub(in crate::vfio::drivers::ixgbe) enum Trouble {
     MasterStuck,
     /// It does not come out of a reset.
     Dead,
+    /// Its EEPROM has no Ethernet address.
+    NoAddress,
     /// The firmware has these resources for so many looks.
     FirmwareHas(u32, u32),
     /// The firmware keeps SWESMBI for so many looks.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
 /// How a register answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,19 +150,29 @@ const ALIASES: &[(usize, usize, usize, usize)] = &[
     (0x0EC80, 1, 4, 0x05818),
 ];
 
-/// Rows by name and by address.
+impl Row {
+    /// Where it is.
+    pub(super) fn place(&self, index: usize) -> usize {
+        self.offset + index * self.step
+    }
+}
+
+/// Rows by name and by address, the same for all models.
+pub(super) static MAP: LazyLock<Map> = LazyLock::new(Map::new);
+
+/// See [`MAP`].
 pub(super) struct Map {
     names: HashMap<&'static str, &'static Row>,
     places: HashMap<usize, (&'static Row, usize)>,
 }
 
 impl Map {
-    pub(super) fn new() -> Self {
+    fn new() -> Self {
         let names = ROWS.iter().map(|row| (row.name, row)).collect();
         let mut places = HashMap::new();
         for row in ROWS {
             for index in 0..row.count {
-                let taken = places.insert(row.offset + index * row.step, (row, index));
+                let taken = places.insert(row.place(index), (row, index));
                 assert!(taken.is_none(), "{} lies on another register", row.name);
             }
         }
@@ -183,7 +194,7 @@ impl Map {
     pub(super) fn place(&self, name: &str, index: usize) -> usize {
         let row = self.names[name];
         assert!(index < row.count, "{name}[{index}]");
-        row.offset + index * row.step
+        row.place(index)
     }
 
     /// All rows, with each index.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::Inner;
+use super::map::MAP;
 use super::parse::{self, Ip, Seen};
 use super::toeplitz;
 
@@ -69,8 +70,9 @@ impl Inner {
     fn passes(&self, packet: &[u8], seen: &Seen) -> bool {
         let filter = self.get("FCTRL", 0);
         let exact = || {
-            (0..128).any(|index| {
-                let (low, high) = (self.get("RAL", index).to_le_bytes(), self.get("RAH", index));
+            let first = MAP.place("RAL", 0) / 4;
+            self.values[first..first + 256].chunks_exact(2).any(|pair| {
+                let (low, high) = (pair[0].to_le_bytes(), pair[1]);
                 high >> 31 == 1 && packet[..4] == low && packet[4..6] == high.to_le_bytes()[..2]
             })
         };
@@ -143,7 +145,7 @@ impl Inner {
                 return Fate::Missed;
             }
             let end = at + 1 == needed;
-            let words = write_back(packet, seen, part.len(), end, hash, self.get("FCTRL", 0) & 1 << 1 != 0);
+            let words = write_back(packet, seen, part.len(), end, hash);
             let bytes: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
             self.store("a receive descriptor", base + u64::from(index) * 16, &bytes);
             self.set("RDH", queue, (index + 1) % ring);
@@ -155,14 +157,7 @@ impl Inner {
 }
 
 /// The advanced receive descriptor as it is written back (7.1.6.2).
-fn write_back(
-    packet: &[u8],
-    seen: &Seen,
-    length: usize,
-    end: bool,
-    hash: Option<(u32, u32)>,
-    _store_bad: bool,
-) -> [u64; 2] {
+fn write_back(packet: &[u8], seen: &Seen, length: usize, end: bool, hash: Option<(u32, u32)>) -> [u64; 2] {
     let mut status: u64 = 1 | u64::from(end) << 1;
     // NEXTP, which only RSC uses, may hold anything in all but the last.
     if !end {
