@@ -351,10 +351,9 @@ registrations() {
     ((failed == 0)) && [[ $said == *"1024 of 1024 buffers are free, all of them in the shared part: 1024" ]]
 }
 
-# Loom tries interleavings, which wants optimised code; link-time optimisation would only cost time.
 loom() {
-    RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$CARGO_TARGET_DIR/loom CARGO_PROFILE_RELEASE_LTO=off \
-        CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 cargo test --locked -p percpu -p nic --release --lib -- claim depot qsbr ring
+    RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=$CARGO_TARGET_DIR/loom \
+        cargo test --locked -p percpu -p nic --profile loom --lib -- claim depot qsbr ring
 }
 
 namespace_tests() {

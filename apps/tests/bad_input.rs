@@ -119,6 +119,24 @@ fn interfaces() -> Vec<Case> {
     ]
 }
 
+/// What needs no device: those that are there differ from machine to machine.
+fn pci_devices() -> Vec<Case> {
+    let port = |spec: &str, words: &[&str]| Case::port(spec, 2, words);
+    vec![
+        port("vfio:eth0", &["\"eth0\" is no PCI address", "such as 0000:03:00.0", "isoplane nics"]),
+        port("vfio:0000:03:00", &["no .FUNCTION at its end"]),
+        port("vfio:0000:03:00.8", &["its function \"8\"", "from 0 to 7"]),
+        port("vfio:0000:03:20.0", &["its device \"20\"", "from 0 to 1f"]),
+        port("vfio:0000:103:00.0", &["its bus \"103\""]),
+        port("vfio:03.0", &["DOMAIN:BUS:DEVICE.FUNCTION"]),
+        // Domains end earlier.
+        port("vfio:fffffffe:00:00.0", &["no PCI device at fffffffe:00:00.0", "Ethernet device"]),
+        port("vfio:fffffffe:00:00.0?queues=2", &["no PCI device at fffffffe:00:00.0"]),
+        port("vfio:0000:03:00.0?queues", &["no value"]),
+        port("vfio:0000:03:00.0?queues=1&queues=2", &["twice"]),
+    ]
+}
+
 fn exceptions() -> Vec<Case> {
     let exception = |args: &[&str], words: &[&str]| Case::options(args, 2, words);
     vec![
@@ -287,6 +305,7 @@ fn bad_input_is_refused_in_one_line_each() {
         specifications(),
         captures(folder.path()),
         interfaces(),
+        pci_devices(),
         exceptions(),
         cpus(),
         port_maps(),

@@ -6,7 +6,7 @@
 
 mod common;
 
-use bench::vm::{Guest, Kit, Outcome, Report, build_static};
+use bench::vm::{Guest, Kit, Outcome, Report, build, build_static};
 use common::{json_behind, kit, number, tell_checks};
 use serde_json::Value;
 use std::process::Command;
@@ -20,8 +20,9 @@ const RUNS: usize = 3;
 #[test]
 fn guest_isolation() {
     let Some(kit) = kit("guest_isolation") else { return };
-    let [guest, l2fwd, busy] = [("guest", "guest"), ("apps", "l2fwd"), ("busy", "busy")]
-        .map(|(package, program)| build_static(package, program).unwrap_or_else(|error| panic!("{error}")));
+    let guest = build_static("guest", "guest").unwrap_or_else(|error| panic!("{error}"));
+    let [l2fwd, busy] =
+        ["l2fwd", "busy"].map(|program| build(program).unwrap_or_else(|error| panic!("{error}")));
     let list = Command::new(&guest).args(["--list", "--isolated"]).output().unwrap();
     assert!(list.status.success(), "{}", String::from_utf8_lossy(&list.stderr));
     let names = String::from_utf8(list.stdout).unwrap();
@@ -118,8 +119,8 @@ fn assert_left_alone(report: &Value) {
 fn guest_two_isolated_workers_leave_each_other_alone() {
     const RUNS: usize = 6;
     let Some(kit) = kit("guest_two_isolated_workers_leave_each_other_alone") else { return };
-    let [guest, l2fwd] = [("guest", "guest"), ("apps", "l2fwd")]
-        .map(|(package, program)| build_static(package, program).unwrap_or_else(|error| panic!("{error}")));
+    let guest = build_static("guest", "guest").unwrap_or_else(|error| panic!("{error}"));
+    let l2fwd = build("l2fwd").unwrap_or_else(|error| panic!("{error}"));
     let port = "--port 'mem:gen?queues=2&flows=8'";
     let mut machine = Guest::new("isolated-workers")
         .cpus(3)

@@ -7,7 +7,7 @@
 mod common;
 mod nics;
 
-use bench::vm::{Guest, Kit, VmError, build_static, build_static_test};
+use bench::vm::{Guest, Kit, Session, VmError, build, build_static, build_test};
 use common::{json_behind, kit, number, tell_checks};
 use std::env;
 use std::fs;
@@ -63,7 +63,7 @@ fn guest_runs_percpu_tests() {
         .timeout(Duration::from_secs(120));
     let tests = ["abort", "outsider"];
     for test in tests {
-        let program = build_static_test("percpu", test).unwrap_or_else(|error| panic!("{error}"));
+        let program = build_test(test).unwrap_or_else(|error| panic!("{error}"));
         guest =
             guest.file(&format!("bin/{test}"), &program).run(&format!("{test} --nocapture --test-threads=1"));
     }
@@ -78,8 +78,8 @@ fn guest_runs_percpu_tests() {
 #[test]
 fn guest_two_workers_share_the_queues() {
     let Some(kit) = kit("guest_two_workers_share_the_queues") else { return };
-    let [l2fwd, pktgen] = ["l2fwd", "pktgen"]
-        .map(|program| build_static("apps", program).unwrap_or_else(|error| panic!("{error}")));
+    let [l2fwd, pktgen] =
+        ["l2fwd", "pktgen"].map(|program| build(program).unwrap_or_else(|error| panic!("{error}")));
     let generator = "--port 'mem:gen?queues=2&flows=8'";
     let cable = "--port 'mem:cable?queues=2'";
     let guest = Guest::new("workers")
@@ -127,7 +127,7 @@ fn guest_two_workers_share_the_queues() {
 #[test]
 fn guest_gigabyte_pages_hold_packet_memory() {
     let Some(kit) = kit("guest_gigabyte_pages_hold_packet_memory") else { return };
-    let l2fwd = build_static("apps", "l2fwd").unwrap_or_else(|error| panic!("{error}"));
+    let l2fwd = build("l2fwd").unwrap_or_else(|error| panic!("{error}"));
     let free = "cat /sys/kernel/mm/hugepages/hugepages-1048576kB/free_hugepages";
     let guest = Guest::new("gigabyte")
         // QEMU puts the second half behind 4 GiB. Of its two gigabytes the kernel has begun to use the upper one when it reserves
@@ -153,11 +153,22 @@ fn guest_gigabyte_pages_hold_packet_memory() {
     assert_eq!(number(&report, "/pool/free"), number(&report, "/pool/frames"), "{report:#}");
 }
 
+/// In a conversation, whose other errors are named too.
 #[test]
 fn guest_panic_is_named() {
     let Some(kit) = kit("guest_panic_is_named") else { return };
-    let guest = Guest::new("panic").run("echo before").run("echo c >/proc/sysrq-trigger").run("echo after");
-    let error = guest.boot(&kit).unwrap_err();
+    let guest = Guest::new("panic").run("echo before");
+    let talk = |session: &mut Session| {
+        assert_eq!(session.run("echo one; echo EXIT 0 two")?, ["one", "EXIT 0 two"]);
+        session.run("mkdir /tmp/left && cd /tmp/left")?;
+        assert_eq!(session.run("pwd; ls /tmp")?, ["/", "left"]);
+        assert!(session.run("echo a\necho b").unwrap_err().to_string().contains("one line"));
+        assert!(session.wire(0, 1).unwrap_err().to_string().contains("NIC 0"));
+        let failed = session.run("(exit 3)").unwrap_err();
+        assert!(matches!(failed, VmError::Command { status: 3, .. }), "{failed}");
+        session.run("echo c >/proc/sysrq-trigger")
+    };
+    let error = guest.converse(&kit, talk).unwrap_err();
     let VmError::Panicked { reason, console, .. } = &error else { panic!("{error}") };
     assert_eq!(reason, "Kernel panic - not syncing: sysrq triggered crash");
     assert!(console.contains("Call Trace"), "{console}");

@@ -16,10 +16,11 @@ use crate::watchdog::Watchdog;
 use crate::worker::RunState;
 use nic::Pool;
 use nic::port::{LinkState, PortGone};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// How long the control core sleeps at most: link changes are noticed this soon.
+/// How long the control core sleeps at most: link changes are noticed this soon, those that a port has a descriptor for at once.
 const CONTROL_PERIOD: Duration = Duration::from_millis(100);
 /// How often the ports' counters are brought up to date, drawn or not, and the workers' affinity is looked at.
 const REFRESH_PERIOD: Duration = Duration::from_secs(1);
@@ -88,7 +89,11 @@ pub(crate) fn run(
         if watcher.is_on() {
             until = until.min(elapsed + LOOK_PERIOD);
         }
-        signals.wait(until.saturating_sub(start.elapsed()));
+        let alive = registry.ports.iter().filter(|entry| !matches!(entry.link, LinkState::Gone(_)));
+        let events: Vec<BorrowedFd<'_>> = alive.flat_map(|entry| entry.port.events()).collect();
+        if signals.wait(until.saturating_sub(start.elapsed()), &events) {
+            next_check = Duration::ZERO;
+        }
     };
     // As long as the workers are there.
     watch_affinity(registry);
@@ -112,7 +117,7 @@ pub(crate) fn run(
             );
         }
         let period = if watcher.is_on() { LOOK_PERIOD } else { CONTROL_PERIOD };
-        signals.wait(period.min(watchdog.next().saturating_sub(elapsed)));
+        signals.wait(period.min(watchdog.next().saturating_sub(elapsed)), &[]);
     }
     // What happened since the last look; the workers may have ended because of it.
     watch_links(registry, state);

@@ -8,7 +8,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::{SigId, flag, low_level};
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -59,15 +59,20 @@ impl Signals {
         self.asked_to_stop.load(Ordering::Relaxed)
     }
 
-    /// Sleeps until something wakes or the time is over.
-    pub(crate) fn wait(&mut self, timeout: Duration) {
+    /// Sleeps until something wakes, one of `events` is readable (then true), or the time is over.
+    pub(crate) fn wait(&mut self, timeout: Duration, events: &[BorrowedFd<'_>]) -> bool {
         // Rounded up: a timeout of 0 ms for the last half millisecond would spin.
         let milliseconds = u16::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(u16::MAX);
-        let mut descriptors = [PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut descriptors, PollTimeout::from(milliseconds)).is_ok_and(|ready| ready > 0) {
+        let all = [self.wake.as_fd()].into_iter().chain(events.iter().copied());
+        let mut descriptors: Vec<PollFd<'_>> = all.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let ready = poll(&mut descriptors, PollTimeout::from(milliseconds)).is_ok_and(|ready| ready > 0);
+        let ready = |fd: &PollFd<'_>| ready && fd.any() == Some(true);
+        let (woken, told) = (ready(&descriptors[0]), descriptors[1..].iter().any(ready));
+        if woken {
             let mut bytes = [0; 64];
             while matches!(self.wake.read(&mut bytes), Ok(count) if count == bytes.len()) {}
         }
+        told
     }
 }
 

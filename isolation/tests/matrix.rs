@@ -6,6 +6,7 @@ mod common;
 
 use common::on_pinned_thread;
 use isolation::{Config, Isolated, Mode, Signals, Source, Strictness, Turn, Watched};
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 /// A page that is not there.
@@ -127,6 +128,26 @@ fn combinations(signals: Signals) -> impl Iterator<Item = Config> {
     })
 }
 
+/// Another thread has all events open meanwhile: the kernel patches its code when a trace event's first user comes and when its last one
+/// goes, and takes a third of a second for those that one thread opens.
+fn while_events_are_open(body: impl FnOnce()) {
+    let ((opened, are_open), (done, until_done)) = (channel(), channel::<()>());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            on_pinned_thread(move |cpu| {
+                let config = Config { strictness: Strictness::Soft, ..Config::default() };
+                let _open = isolation::prepare(cpu, &config).unwrap_or_else(|refusal| panic!("{refusal}"));
+                opened.send(()).unwrap();
+                // Ends when the other end is dropped.
+                let _ = until_done.recv();
+            });
+        });
+        are_open.recv().unwrap();
+        body();
+        drop(done);
+    });
+}
+
 #[test]
 fn every_combination_without_privilege() {
     on_pinned_thread(|cpu| {
@@ -142,13 +163,15 @@ fn namespace_every_combination_with_interrupts() {
         eprintln!("SKIPPED namespace_every_combination_with_interrupts: needs root to trace");
         return;
     }
-    on_pinned_thread(|cpu| {
-        let (calls, faults) = (Signals::SYSCALLS, Signals::EXCEPTIONS);
-        let signals = [Signals::NONE, calls, faults, calls.with(faults)];
-        let signals = signals.into_iter().map(|signals| signals.with(Signals::INTERRUPTS));
-        signals.flat_map(combinations).for_each(|config| {
-            let shown = (0..ATTEMPTS).any(|_| check(cpu, &config));
-            assert!(shown, "{config:?}: each time an interrupt came at the same moment");
+    while_events_are_open(|| {
+        on_pinned_thread(|cpu| {
+            let (calls, faults) = (Signals::SYSCALLS, Signals::EXCEPTIONS);
+            let signals = [Signals::NONE, calls, faults, calls.with(faults)];
+            let signals = signals.into_iter().map(|signals| signals.with(Signals::INTERRUPTS));
+            signals.flat_map(combinations).for_each(|config| {
+                let shown = (0..ATTEMPTS).any(|_| check(cpu, &config));
+                assert!(shown, "{config:?}: each time an interrupt came at the same moment");
+            });
         });
     });
 }

@@ -39,6 +39,10 @@ mod veth;
 mod vfio;
 
 #[cfg(not(loom))]
+#[doc(hidden)]
+pub use vfio::open_aimed_outside as open_vfio_aimed_outside;
+
+#[cfg(not(loom))]
 pub use {
     counters::{Counter, DropReason, QueueCounters},
     memory::{Batch, Packet, Pool, PoolConfig},

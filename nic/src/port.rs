@@ -165,6 +165,12 @@ pub trait Port: Send {
     /// Whether packets can pass now.
     fn link(&mut self) -> LinkState;
 
+    /// Descriptors that are readable when [`link`](Self::link) has news, which takes what made them so. The control core, which asks about every 100 ms,
+    /// then asks at once.
+    fn events(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
+
     /// Brings the counters up to date that the kernel or the device keeps; called about once a second, and a last
     /// time when the workers have stopped.
     fn refresh(&mut self) {}

@@ -18,12 +18,20 @@ pub enum VmError {
     /// `bench/vm/fetch.sh zerocopy` has not run, or there is none for this machine.
     #[error("no kernel with zero-copy in {}: run \"bench/vm/fetch.sh zerocopy\"", .0.display())]
     NoZeroCopyKernel(PathBuf),
-    /// A static program could not be built.
+    /// A program could not be built.
     #[error("cannot build {program} for the guest: {why}")]
     Build {
         /// The name of the binary.
         program: String,
         /// What cargo said last.
+        why: String,
+    },
+    /// What a program is linked to could not be found.
+    #[error("cannot tell the libraries of {}: {why}", program.display())]
+    Libraries {
+        /// The program.
+        program: PathBuf,
+        /// What ldd said.
         why: String,
     },
     /// A number or name that QEMU, the kernel or the initramfs would not take.
@@ -71,7 +79,7 @@ pub enum VmError {
     },
     /// A command in the guest failed.
     #[error("guest {guest}: \"{command}\" ended with status {status}{}\n{console}",
-        if *status == 127 { ": not in the guest, or not static" } else { "" })]
+        if *status == 127 { ": not in the guest, or one of its libraries is not" } else { "" })]
     Command {
         /// The name it was given.
         guest: String,

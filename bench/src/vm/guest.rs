@@ -5,7 +5,8 @@ use super::cpio::Archive;
 use super::error::cannot;
 use super::nic::{self, Nic};
 use super::session::{Logs, Qemu, Session};
-use super::{Kit, Report, VmError, module, sys};
+use super::{Kit, Report, VmError, libraries, module, sys};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -124,7 +125,8 @@ impl Guest {
         self
     }
 
-    /// Puts a file of the host into the guest, as an executable: `name` is its path without the first slash.
+    /// Puts a file of the host into the guest, as an executable, with the shared libraries it names: `name` is its path without the first
+    /// slash.
     #[must_use]
     pub fn file(mut self, name: &str, from: &Path) -> Self {
         self.files.push((name.to_owned(), from.to_owned()));
@@ -284,6 +286,15 @@ impl Guest {
         let busybox = ("bin/busybox".to_owned(), kit.busybox());
         for (name, from) in [busybox].iter().chain(&self.files) {
             archive.file(name, &fs::read(from).map_err(cannot("read", from))?);
+        }
+        let mut added = BTreeSet::new();
+        for (_, from) in &self.files {
+            for library in libraries::of(from)? {
+                let name = library.to_string_lossy().trim_start_matches('/').to_owned();
+                if added.insert(name.clone()) {
+                    archive.file(&name, &fs::read(&library).map_err(cannot("read", &library))?);
+                }
+            }
         }
         Ok(archive.finish())
     }

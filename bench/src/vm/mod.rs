@@ -2,7 +2,7 @@
 //! machine's kernel lacks, runs under QEMU on a packaged Debian kernel.
 //!
 //! `bench/vm/fetch.sh` puts QEMU, the kernel and busybox into `target/vm` once. A [`Guest`] boots with an initramfs made on the
-//! spot, runs commands (static programs, or lines of shell), and gives back what they printed, [`CheckResult`]s among it. It boots in 4 to
+//! spot, runs commands (programs, or lines of shell), and gives back what they printed, [`CheckResult`]s among it. It boots in 4 to
 //! 9 s, so one boot runs many checks. QEMU interprets the guest's instructions, and its host may be busy: nothing measured in here
 //! says anything about speed.
 //!
@@ -22,6 +22,7 @@ mod cpio;
 mod error;
 mod guest;
 mod kit;
+mod libraries;
 mod module;
 mod nic;
 mod program;
@@ -34,7 +35,7 @@ mod wire;
 pub use error::VmError;
 pub use guest::Guest;
 pub use kit::Kit;
-pub use program::{build_static, build_static_test};
+pub use program::{build, build_static, build_test, build_unit_tests};
 pub use report::{CheckResult, Outcome, Report};
 pub use session::Session;
 pub use wire::{Tallies, Tally, Traffic, Wire};

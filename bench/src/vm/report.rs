@@ -215,7 +215,10 @@ mod tests {
     #[test]
     fn a_failed_command_is_named() {
         let error = judge(exited(), "", "EXIT 0 a\nEXIT 127 b c\nDONE\n").unwrap_err().to_string();
-        assert!(error.contains("\"b c\" ended with status 127: not in the guest, or not static"), "{error}");
+        assert!(
+            error.contains("\"b c\" ended with status 127: not in the guest, or one of its libraries is not"),
+            "{error}"
+        );
         assert!(judge(exited(), "", "EXIT x b\nDONE\n").is_err());
     }
 }

@@ -1,75 +1,20 @@
 //! NICs in a guest: the test sends frames into one and receives them from another.
 
+mod binding;
 mod vfio;
 
 use crate::common::hosts::Hosts;
 use crate::common::{forwarder, kit, number};
-use bench::vm::{Guest, Session, Traffic, VmError, build_static};
-use std::thread;
+use bench::vm::{Guest, Session, Traffic, VmError, build};
 use std::time::Duration;
 
-/// What two ports in the guest forward between NICs 0 and 1: all that was sent has come, in these modes, and all memory is back.
-#[track_caller]
-fn forwards_all(
-    session: &mut Session,
-    nics: [usize; 2],
-    ports: [&str; 2],
-    mode: &str,
-) -> Result<(), VmError> {
-    const FRAMES: u64 = 20_000;
-    let wire = session.wire(nics[0], nics[1])?;
-    forwarder::start(session, &wire, &format!("--port '{}' --port '{}'", ports[0], ports[1]))?;
-    let tallies = wire.run(&Traffic { frames: FRAMES, ..Traffic::default() }).unwrap();
-    let (report, said) = forwarder::stop(session)?;
-    said.iter().for_each(|line| println!("{line}"));
-    println!("{tallies:?}");
-    assert!(tallies.is_perfect(FRAMES, true), "{ports:?}: {tallies:?} {report:#}");
-    for port in 0..2 {
-        let live = report["ports"][port]["mode"].as_str().unwrap();
-        assert!(live.starts_with(mode), "{live}");
-        // And says it to whoever reads along.
-        let line =
-            format!("INFO port {port}: {}, {mode}, native XDP", ports[port].split('?').next().unwrap());
-        assert!(said.iter().any(|said| said.contains(&line)), "{line}: {said:#?}");
-        assert!(number(&report, &format!("/ports/{port}/rx_packets")) >= FRAMES, "{report:#}");
-    }
-    assert_eq!(number(&report, "/pool/leaked"), 0, "{report:#}");
-    assert_eq!(number(&report, "/pool/free"), number(&report, "/pool/frames"), "{report:#}");
-    Ok(())
-}
-
-/// Ended under traffic, the forwarder says of every packet what became of it, and all memory is back.
-#[track_caller]
-fn ends_under_traffic(session: &mut Session, nics: [usize; 2], ports: [&str; 2]) -> Result<(), VmError> {
-    let wire = session.wire(nics[0], nics[1])?;
-    forwarder::start(session, &wire, &format!("--port '{}' --port '{}'", ports[0], ports[1]))?;
-    // It goes on for some time after the end.
-    let traffic = Traffic { frames: 1_000_000, limit: Duration::from_secs(3), ..Traffic::default() };
-    let (tallies, report) = thread::scope(|scope| {
-        let sending = scope.spawn(|| wire.run(&traffic).unwrap());
-        let ended = session.run("sleep 0.5").and_then(|_| forwarder::stop(session));
-        (sending.join().unwrap(), ended)
-    });
-    let (report, _) = report?;
-    for tally in [tallies.there, tallies.back] {
-        assert!(tally.received > 0 && tally.lost > 0, "{tallies:?}");
-        assert_eq!((tally.duplicated, tally.reordered, tally.corrupt), (0, 0, 0), "{tallies:?}");
-    }
-    let (mut received, mut sent, mut dropped) = (0, 0, 0);
-    for port in 0..2 {
-        received += number(&report, &format!("/ports/{port}/rx_packets"));
-        sent += number(&report, &format!("/ports/{port}/tx_packets"));
-        let drops = report["ports"][port]["drops"].as_object().unwrap();
-        let ours = drops.iter().filter(|(reason, _)| !reason.starts_with("rx_"));
-        dropped += ours.map(|(_, count)| count.as_u64().unwrap()).sum::<u64>();
-    }
-    println!("ended under traffic: {received} received, {sent} sent, {dropped} dropped; {tallies:?}");
-    assert_eq!(received, sent + dropped, "{report:#}");
-    // Probes among them.
-    assert!(sent >= tallies.there.received + tallies.back.received, "{tallies:?} {report:#}");
-    assert_eq!(number(&report, "/pool/leaked"), 0, "{report:#}");
-    assert_eq!(number(&report, "/pool/free"), number(&report, "/pool/frames"), "{report:#}");
-    Ok(())
+/// A machine whose NICs are behind an IOMMU, with all that it takes to give them to a program.
+fn with_iommu(name: &str) -> Guest {
+    Guest::new(name)
+        .append("intel_iommu=on iommu=pt ipv6.disable=1")
+        .device("intel-iommu,intremap=on")
+        .module("vfio-pci")
+        .module("vfio_iommu_type1")
 }
 
 /// With the DMA mapping of the kernel's, without which it has no zero-copy.
@@ -89,7 +34,7 @@ fn bind(session: &mut Session, address: &str, driver: &str) -> Result<String, Vm
 #[test]
 fn guest_af_xdp_falls_back_to_copy_and_vfio_pci_takes_a_nic() {
     let Some(kit) = kit("guest_af_xdp_falls_back_to_copy_and_vfio_pci_takes_a_nic") else { return };
-    let l2fwd = build_static("apps", "l2fwd").unwrap_or_else(|error| panic!("{error}"));
+    let l2fwd = build("l2fwd").unwrap_or_else(|error| panic!("{error}"));
     let machine = Guest::new("copy")
         .append("intel_iommu=on iommu=pt ipv6.disable=1")
         .device("intel-iommu,intremap=on")
@@ -104,7 +49,7 @@ fn guest_af_xdp_falls_back_to_copy_and_vfio_pci_takes_a_nic() {
         .run("ip link set eth0 up && ip link set eth1 up")
         .timeout(Duration::from_secs(240));
     let run = |session: &mut Session| {
-        forwards_all(session, [0, 1], ["afxdp:eth0", "afxdp:eth1"], "copy mode")?;
+        forwarder::forwards_all(session, [0, 1], ["afxdp:eth0", "afxdp:eth1"], "copy mode, native XDP")?;
         let refused = session.run("l2fwd --port 'afxdp:eth0?mode=zerocopy' --port mem:null 2>&1 || true")?;
         let way_out = "eth0 cannot do zero-copy on queue 0: pass mode=auto";
         assert!(refused.iter().any(|line| line.contains(way_out)), "{refused:#?}");
@@ -130,9 +75,11 @@ fn guest_af_xdp_zero_copy() {
             return;
         }
     };
-    let l2fwd = build_static("apps", "l2fwd").unwrap_or_else(|error| panic!("{error}"));
+    let l2fwd = build("l2fwd").unwrap_or_else(|error| panic!("{error}"));
     let machine = Guest::new("zero-copy")
         .kernel(&kernel)
+        // Packet memory of the run before may go a moment after it.
+        .memory_mib(1024)
         .append("ipv6.disable=1")
         .nic("igb,addr=0x05")
         .nic("igb,addr=0x07")
@@ -146,13 +93,13 @@ fn guest_af_xdp_zero_copy() {
     let run = |session: &mut Session| {
         // An igb has a queue for each CPU. Where frames of 2048 bytes are asked for, it would cut packets.
         let [first, second] = ["afxdp:eth0?mode=zerocopy&channels=1", "afxdp:eth1?mode=zerocopy&channels=1"];
-        forwards_all(session, [0, 1], [first, second], "zero-copy")?;
-        ends_under_traffic(session, [0, 1], [first, second])?;
+        forwarder::forwards_all(session, [0, 1], [first, second], "zero-copy, native XDP")?;
+        forwarder::ends_under_traffic(session, [0, 1], [first, second])?;
         let cut =
             session.run("l2fwd --port 'afxdp:eth0?mode=zerocopy&frame=2048' --port mem:null 2>&1 || true")?;
         assert!(cut.iter().any(|line| line.contains("pass frame=4096 or mode=auto")), "{cut:#?}");
-        forwards_all(session, [2, 3], ["afxdp:eth2", "afxdp:eth3"], "zero-copy")?;
-        ends_under_traffic(session, [2, 3], ["afxdp:eth2", "afxdp:eth3"])
+        forwarder::forwards_all(session, [2, 3], ["afxdp:eth2", "afxdp:eth3"], "zero-copy, native XDP")?;
+        forwarder::ends_under_traffic(session, [2, 3], ["afxdp:eth2", "afxdp:eth3"])
     };
     machine.converse(&kit, run).unwrap_or_else(|error| panic!("{error}"));
 }
@@ -163,7 +110,7 @@ fn guest_hosts_talk_through_nics_of_two_queues() {
     const TEST: &str = "guest_hosts_talk_through_nics_of_two_queues";
     let Some(kit) = kit(TEST) else { return };
     let Some(hosts) = Hosts::new(TEST) else { return };
-    let l2fwd = build_static("apps", "l2fwd").unwrap_or_else(|error| panic!("{error}"));
+    let l2fwd = build("l2fwd").unwrap_or_else(|error| panic!("{error}"));
     let machine = Guest::new("hosts")
         .append("ipv6.disable=1")
         .module("virtio_net")

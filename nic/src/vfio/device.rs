@@ -6,12 +6,14 @@ use super::bar::Bar;
 use super::dma::DmaSpace;
 use super::error::VfioError;
 use super::function::{PciFunction, PciId};
+use super::membership::lock;
 use super::registers::Registers;
 use super::sys;
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 /// PCI 3.0, 6.1: the command register, and its bit that lets the function access memory.
@@ -32,13 +34,25 @@ const PENDING_LIMIT: Duration = Duration::from_millis(100);
 /// The device's descriptor, open until the last mapping of its registers is gone. Then what kept its group open goes, and its binding is undone.
 pub(super) struct DeviceFile {
     pub(super) fd: OwnedFd,
+    /// The kernel has taken mapped registers away.
+    lost: AtomicBool,
     _keeper: Box<dyn Send + Sync>,
 }
 
 impl DeviceFile {
     /// `keeper` is dropped when the device is closed.
     pub(super) fn new(fd: OwnedFd, keeper: Box<dyn Send + Sync>) -> Self {
-        Self { fd, _keeper: keeper }
+        Self { fd, lost: AtomicBool::new(false), _keeper: keeper }
+    }
+
+    /// Somebody found that registers are no longer mapped.
+    pub(super) fn set_lost(&self) {
+        self.lost.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether anybody has found that.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
     }
 }
 
@@ -80,6 +94,7 @@ pub(super) struct VfioFunction {
     express: Option<u16>,
     msix_vectors: u16,
     msix_enabled: Mutex<bool>,
+    bars: Mutex<Vec<Weak<Bar>>>,
     request: Option<OwnedFd>,
     error: Option<OwnedFd>,
     /// 0, or the number of a [`Trouble`] and one.
@@ -116,6 +131,7 @@ impl VfioFunction {
             express: None,
             msix_vectors: vectors.try_into().unwrap_or(u16::MAX),
             msix_enabled: Mutex::new(false),
+            bars: Mutex::default(),
             request: None,
             error: None,
             trouble: AtomicU8::new(0),
@@ -167,14 +183,34 @@ impl VfioFunction {
             let happened = |eventfd: &Option<OwnedFd>| {
                 eventfd.as_ref().is_some_and(|eventfd| sys::take_events(eventfd.as_fd()) > 0)
             };
-            let found =
-                [happened(&self.request), happened(&self.error), self.read_config(CLASS, 4) == u32::MAX];
+            let found = [
+                happened(&self.request),
+                happened(&self.error),
+                self.file.is_lost() || self.read_config(CLASS, 4) == u32::MAX,
+            ];
             if let Some(index) = found.into_iter().position(|found| found) {
                 self.trouble.store(index as u8 + 1, Ordering::Relaxed);
             }
         }
         let number = usize::from(self.trouble.load(Ordering::Relaxed));
         number.checked_sub(1).and_then(|index| Trouble::ALL.get(index).copied())
+    }
+
+    /// Descriptors that are readable when there may be [`trouble`](Self::trouble).
+    pub(super) fn events(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.request.iter().chain(&self.error).map(AsFd::as_fd)
+    }
+
+    /// Gives a device that is in trouble back to the kernel, which waits for it, though its queues are still there: whatever they access from now on
+    /// is answered with all ones.
+    pub(super) fn release(&self) {
+        self.set_bus_master(false);
+        let detached = lock(&self.bars).iter().filter_map(Weak::upgrade).all(|bar| bar.detach());
+        let replaced = File::open("/dev/null")
+            .and_then(|nothing| sys::replace_fd(self.file.fd.as_fd(), nothing.as_fd()));
+        if !detached || replaced.is_err() {
+            tracing::warn!("{}: the kernel gets the device back when this process ends", self.address);
+        }
     }
 
     /// Waits, not for ever, until what the function asked memory for has been answered.
@@ -243,7 +279,9 @@ impl PciFunction for VfioFunction {
         let info = RegionInfo { index: abi::BAR0_REGION + u32::from(index), ..RegionInfo::default() };
         let (info, bytes) =
             sys::call_with_capabilities(self.file.fd.as_fd(), abi::DEVICE_GET_REGION_INFO, info)?;
-        Ok(Arc::new(Bar::map(&self.file, &info, &bytes)?))
+        let bar = Arc::new(Bar::map(&self.file, &info, &bytes)?);
+        lock(&self.bars).push(Arc::downgrade(&bar));
+        Ok(bar)
     }
 
     fn reset(&self) -> io::Result<bool> {
@@ -282,7 +320,7 @@ impl PciFunction for VfioFunction {
         if count > self.msix_vectors {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let mut enabled = self.msix_enabled.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut enabled = lock(&self.msix_enabled);
         let eventfds: Vec<OwnedFd> = (0..count).map(|_| sys::eventfd()).collect::<io::Result<_>>()?;
         if *enabled {
             // A number of vectors is changed by way of none.

@@ -59,6 +59,10 @@ pub(crate) trait Iommu: Send + Sync {
     fn map(&self, iova: u64, address: NonNull<u8>, length: usize) -> io::Result<()>;
     /// Ends that.
     fn unmap(&self, iova: u64, length: usize) -> io::Result<()>;
+    /// False where there is none, and devices reach all memory.
+    fn translates(&self) -> bool {
+        true
+    }
     /// Where memory at `address` has to be mapped, if the choice is not ours (without an IOMMU it is the physical address).
     fn fixed_iova(&self, _address: NonNull<u8>, _length: usize) -> io::Result<Option<u64>> {
         Ok(None)
@@ -93,6 +97,11 @@ impl DmaSpace {
         lock(&self.allocator).narrow(&self.iommu.ranges());
     }
 
+    /// Whether an IOMMU stands between devices and memory.
+    pub(crate) fn translates(&self) -> bool {
+        self.iommu.translates()
+    }
+
     /// Zeroed memory for rings: whole pages, mapped. Its length is `bytes`, rounded up to pages; its addresses are multiples of a page on both sides.
     pub(crate) fn allocate(self: &Arc<Self>, bytes: usize) -> io::Result<DmaBuffer> {
         let page = self.iommu.ring_pages();
@@ -123,6 +132,14 @@ impl DmaSpace {
         let mapping = Arc::new(PoolMapping { iova, pool: pool.clone(), space: Arc::clone(self) });
         pools.push((pool.number(), Arc::downgrade(&mapping)));
         Ok(mapping)
+    }
+
+    /// Addresses for a pool at which a device finds nothing, ever: for the test of what happens then.
+    pub(crate) fn map_nothing(self: &Arc<Self>, pool: &Pool) -> io::Result<Arc<PoolMapping>> {
+        let region = pool.region();
+        let iova = lock(&self.allocator).allocate(region.length() as u64, PAGE);
+        let iova = iova.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSPC))?;
+        Ok(Arc::new(PoolMapping { iova, pool: pool.clone(), space: Arc::clone(self) }))
     }
 
     fn map(&self, address: NonNull<u8>, length: usize, align: u64) -> io::Result<u64> {

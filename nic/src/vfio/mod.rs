@@ -10,6 +10,7 @@ mod device;
 pub(crate) mod dma;
 mod drivers;
 mod error;
+mod fault;
 pub(crate) mod function;
 pub(crate) mod gate;
 #[cfg(test)]
@@ -33,6 +34,9 @@ pub(crate) mod registers;
 mod sys;
 mod table;
 mod way;
+
+#[doc(hidden)]
+pub use fault::open_aimed_outside;
 
 use crate::drivers::Driver;
 

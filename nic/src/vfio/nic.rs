@@ -9,9 +9,13 @@ use super::function::PciFunction;
 use super::gate::Gate;
 use crate::memory::Pool;
 use crate::port::{LinkState, MacAddress, PortId, RxQueue, TxQueue};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use thiserror::Error;
+
+/// What is true of every driver here, said by its mode and in the log when it opens.
+pub(crate) const NEVER_RUN_ON_SILICON: &str = "never run on silicon";
 
 /// A device that a driver knows.
 pub(crate) struct KnownDevice {
@@ -127,6 +131,11 @@ pub(crate) trait Nic: Send {
 
     /// The link; [`LinkState::Gone`] where the device answers no more.
     fn link(&mut self) -> LinkState;
+
+    /// The eventfds of interrupts that tell of the link or of other causes: whenever one counts, it is reset and [`link`](Self::link) is called.
+    fn events(&self) -> Vec<BorrowedFd<'_>> {
+        Vec::new()
+    }
 
     /// Reads the device's statistics into the queues' drop counters and its own; looks for a hang, and takes the next step of a recovery.
     fn refresh(&mut self);

@@ -48,6 +48,10 @@ impl Iommu for NoIommu {
         .map(Some)
     }
 
+    fn translates(&self) -> bool {
+        false
+    }
+
     fn ring_pages(&self) -> PageSize {
         PageSize::Huge2M
     }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::device::{DeviceFile, VfioFunction};
+use super::dma::{DmaSpace, PoolMapping};
 use super::error::VfioError;
 use super::function::PciFunction;
 use super::nic::{NicConfig, NicError};
@@ -10,11 +11,23 @@ use super::pci::bind;
 use super::plan::{ETHERNET_HEADER, VfioPlan};
 use super::port::VfioPort;
 use super::way;
+use crate::memory::Pool;
 use crate::port::{OpenContext, OpenPort, PortError};
 use std::io;
 use std::sync::Arc;
 
 pub(super) fn open(plan: VfioPlan, context: &OpenContext<'_>) -> Result<OpenPort, PortError> {
+    open_with(plan, context, DmaSpace::map_pool)
+}
+
+/// How packet memory is made known to a device.
+type MapPool = fn(&Arc<DmaSpace>, &Pool) -> io::Result<Arc<PoolMapping>>;
+
+pub(super) fn open_with(
+    plan: VfioPlan,
+    context: &OpenContext<'_>,
+    map_pool: MapPool,
+) -> Result<OpenPort, PortError> {
     let VfioPlan { spec, driver, options, binding } = plan;
     let refused = |error: NicError| match error {
         NicError::Specification(problem) => spec.error(problem),
@@ -34,9 +47,7 @@ pub(super) fn open(plan: VfioPlan, context: &OpenContext<'_>) -> Result<OpenPort
     if !function.reset().map_err(system("the device cannot be reset"))? {
         tracing::debug!("{}: the kernel cannot reset it, so its driver does", spec.name());
     }
-    let frames = function
-        .dma()
-        .map_pool(context.pool)
+    let frames = map_pool(function.dma(), context.pool)
         .map_err(system("the packet memory cannot be mapped for the device"))?;
     function.set_bus_master(true);
     let name = spec.name();

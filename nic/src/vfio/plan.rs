@@ -25,6 +25,11 @@ pub(super) struct VfioPlan {
 
 /// Checks a specification against the devices of this machine.
 pub(super) fn check(spec: &PortSpec) -> Result<Box<dyn PortPlan>, PortError> {
+    Ok(Box::new(plan(spec)?))
+}
+
+/// The same, as what it is.
+pub(super) fn plan(spec: &PortSpec) -> Result<VfioPlan, PortError> {
     let refused = |error: PciError| error.of_port(spec);
     let address: PciAddress = spec.target().parse().map_err(|error| refused(PciError::Address(error)))?;
     let device = Sysfs::default().find(address).map_err(refused)?;
@@ -34,7 +39,7 @@ pub(super) fn check(spec: &PortSpec) -> Result<Box<dyn PortPlan>, PortError> {
     device.check_registers(driver.name, driver.registers_bytes).map_err(refused)?;
     let wishes = Wishes { take: options.take, no_iommu: options.iommu == IommuChoice::Off };
     let binding = bind::check(&device, wishes).map_err(refused)?;
-    Ok(Box::new(VfioPlan { spec: spec.clone(), driver, options, binding }))
+    Ok(VfioPlan { spec: spec.clone(), driver, options, binding })
 }
 
 impl PortPlan for VfioPlan {

@@ -3,7 +3,9 @@
 
 use super::device::VfioFunction;
 use super::nic::Nic;
+use super::sys;
 use crate::port::{LinkState, MacAddress, Port};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 /// An open port. Its fields go in this order: the driver's part stops the device, and then the device is closed.
@@ -52,11 +54,22 @@ impl Port for VfioPort {
     }
 
     fn link(&mut self) -> LinkState {
-        self.gone = self.gone.or_else(|| Some(self.function.trouble()?.reason()));
-        match self.gone {
-            Some(reason) => LinkState::Gone(reason.to_owned()),
-            None => self.nic.link(),
+        if let Some(reason) = self.gone {
+            return LinkState::Gone(reason.to_owned());
         }
+        if let Some(trouble) = self.function.trouble() {
+            self.gone = Some(trouble.reason());
+            self.function.release();
+            return LinkState::Gone(trouble.reason().to_owned());
+        }
+        for event in self.nic.events() {
+            sys::take_events(event);
+        }
+        self.nic.link()
+    }
+
+    fn events(&self) -> Vec<BorrowedFd<'_>> {
+        self.function.events().chain(self.nic.events()).collect()
     }
 
     fn refresh(&mut self) {

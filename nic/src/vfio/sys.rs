@@ -6,7 +6,7 @@ use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::ptr::{self, NonNull};
+use std::ptr;
 
 /// What an information structure with its capabilities may have at most, in bytes; the kernel's are below 1 KiB.
 const MAX_INFO_BYTES: usize = 64 << 10;
@@ -127,6 +127,13 @@ pub(super) fn take_events(eventfd: BorrowedFd<'_>) -> u64 {
     if read == size_of::<u64>() as isize { count } else { 0 }
 }
 
+/// `dup3(2)`: closes what `fd` was, and lets it be the same as `other`.
+pub(super) fn replace_fd(fd: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the descriptor stays open, as its owner expects; no memory is passed.
+    check(unsafe { libc::dup3(other.as_raw_fd(), fd.as_raw_fd(), libc::O_CLOEXEC) })?;
+    Ok(())
+}
+
 /// `pread(2)` of a number of `T`'s size; `None` where the kernel does not give all of it.
 pub(super) fn read_at<T: Number>(fd: BorrowedFd<'_>, offset: u64) -> Option<T> {
     let mut value = MaybeUninit::<T>::uninit();
@@ -160,22 +167,3 @@ unsafe impl Number for u16 {}
 unsafe impl Number for u32 {}
 // SAFETY: an integer.
 unsafe impl Number for u64 {}
-
-/// `mmap(2)` of registers: shared, readable and writable.
-pub(super) fn map_registers(fd: BorrowedFd<'_>, length: usize, offset: u64) -> io::Result<NonNull<u8>> {
-    // SAFETY: without MAP_FIXED it overlays nothing that exists.
-    let address = unsafe {
-        libc::mmap(
-            ptr::null_mut(),
-            length,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED,
-            fd.as_raw_fd(),
-            offset.cast_signed(),
-        )
-    };
-    if address == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    NonNull::new(address.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))
-}

@@ -11,6 +11,7 @@ pub(in crate::vfio) static NIC_DRIVERS: &[&NicDriver] = &[
     &drivers::e1000e::DRIVER,
     &drivers::igb::DRIVER,
     &drivers::ixgbe::DRIVER,
+    &drivers::virtio_net::DRIVER,
 ];
 
 /// The driver for a device, and what it calls it.

@@ -20,10 +20,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-/// So long nothing must have come until what is in flight counts as lost: the machine may be busy.
-const SILENCE: Duration = Duration::from_secs(4);
 /// So often nothing must have come for so long until nobody sends any more.
 const MOST_SILENCES: u32 = 2;
+/// How long it waits at once.
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
 /// How often a first frame is sent until one comes through.
 const PROBE: Duration = Duration::from_millis(20);
 /// The flow of such frames.
@@ -79,6 +79,8 @@ pub struct Traffic {
     pub in_flight: u64,
     /// Whether to send from the second NIC to the first, too.
     pub both_ways: bool,
+    /// So long nothing must have come until what is in flight counts as lost: the machine may be busy.
+    pub silence: Duration,
     /// When to stop in any case.
     pub limit: Duration,
 }
@@ -92,6 +94,7 @@ impl Default for Traffic {
             flows: 8,
             in_flight: 64,
             both_ways: true,
+            silence: Duration::from_secs(8),
             limit: Duration::from_secs(60),
         }
     }
@@ -188,6 +191,11 @@ impl Wire {
 
     /// Sends traffic, and waits for it on the other side: until all of it has come, nothing more comes, or time is up.
     pub fn run(&self, traffic: &Traffic) -> io::Result<Tallies> {
+        self.run_while(traffic, |_| true)
+    }
+
+    /// The same, for as long as `goes_on`: it is asked often, and told how many frames have come so far.
+    pub fn run_while(&self, traffic: &Traffic, mut goes_on: impl FnMut(u64) -> bool) -> io::Result<Tallies> {
         let run = new_run();
         let mut lanes = run.map(|run| Lane::new(run, traffic));
         let wanted = [traffic.frames, if traffic.both_ways { traffic.frames } else { 0 }];
@@ -229,10 +237,12 @@ impl Wire {
                 }
             }
             let all_sent = lanes.iter().zip(wanted).all(|(lane, wanted)| lane.sent() == wanted);
-            if all_sent && lanes.iter().all(Lane::is_complete) || Instant::now() >= deadline {
+            let come = lanes.iter().map(|lane| lane.tally().received).sum();
+            if all_sent && lanes.iter().all(Lane::is_complete) || Instant::now() >= deadline || !goes_on(come)
+            {
                 break;
             }
-            if last_news.elapsed() > SILENCE {
+            if last_news.elapsed() > traffic.silence {
                 silences += 1;
                 if silences == MOST_SILENCES || all_sent {
                     break;
@@ -242,7 +252,7 @@ impl Wire {
             }
             // What has come has made room for more.
             if !any {
-                self.wait(room.map(|room| !room), deadline.min(last_news + SILENCE))?;
+                self.wait(room.map(|room| !room), deadline.min(last_news + traffic.silence))?;
             }
         }
         Ok(Tallies { there: lanes[0].tally(), back: lanes[1].tally(), strangers })
@@ -254,8 +264,8 @@ impl Wire {
             let room = if for_room[index] { PollFlags::POLLOUT } else { PollFlags::empty() };
             PollFd::new(self.ends[index].socket.as_fd(), PollFlags::POLLIN | room)
         });
-        let left = deadline.saturating_duration_since(Instant::now()).as_millis();
-        match poll(&mut polled, PollTimeout::from(left.min(1000) as u16 + 1)) {
+        let left = deadline.saturating_duration_since(Instant::now()).min(LONGEST_WAIT).as_millis();
+        match poll(&mut polled, PollTimeout::from(left as u16 + 1)) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -330,13 +340,22 @@ mod tests {
             }
             _ => 1,
         });
-        let traffic = Traffic { frames: 100, ..Traffic::default() };
+        let traffic = Traffic { frames: 100, silence: Duration::from_secs(2), ..Traffic::default() };
         let tallies = guest.wire.run(&traffic).unwrap();
         for tally in [tallies.there, tallies.back] {
             assert_eq!((tally.sent, tally.received, tally.lost), (100, 98, 2), "{tallies:?}");
             assert_eq!((tally.duplicated, tally.corrupt), (1, 1), "{tallies:?}");
         }
         assert!(!tallies.is_perfect(100, true));
+    }
+
+    #[test]
+    fn traffic_ends_when_it_is_told_to() {
+        let guest = guest(|_, _| 1);
+        let traffic = Traffic { frames: u64::MAX, ..Traffic::default() };
+        let tallies = guest.wire.run_while(&traffic, |come| come < 500).unwrap();
+        let come = tallies.there.received + tallies.back.received;
+        assert!(come >= 500 && tallies.there.sent < 100_000, "{tallies:?}");
     }
 
     #[test]

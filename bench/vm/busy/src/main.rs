@@ -4,6 +4,7 @@
 
 mod clients;
 mod forward;
+mod outside;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -22,11 +23,14 @@ enum Command {
     Forward(Box<forward::Args>),
     /// Asks and changes things of such a run, until it ends
     Clients(clients::Args),
+    /// Opens a NIC that finds no packet memory, and sends by it
+    Outside(outside::Args),
 }
 
 fn main() -> ExitCode {
     apps::run(|args: Args| match args.command {
         Command::Forward(args) => forward::run(args),
         Command::Clients(args) => clients::run(&args),
+        Command::Outside(args) => outside::run(&args),
     })
 }

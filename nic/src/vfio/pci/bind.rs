@@ -168,7 +168,7 @@ impl Binding {
         let device = &self.device;
         let sysfs = device.sysfs();
         sysfs
-            .write(&device.file("driver_override"), VFIO_PCI, sysfs.limit())
+            .write(&device.file("driver_override"), VFIO_PCI, DRIVER_LIMIT)
             .map_err(step(device, "reserve it for vfio-pci (driver_override)"))?;
         match device.driver() {
             // By a process that died meanwhile, or by hand.
@@ -288,7 +288,7 @@ pub(super) fn put_back(device: &PciDevice, record: &Record) -> Result<PutBack, P
         // A newline is the way to say none.
         let before = record.driver_override.as_deref().unwrap_or("\n");
         sysfs
-            .write(&device.file("driver_override"), before, sysfs.limit())
+            .write(&device.file("driver_override"), before, DRIVER_LIMIT)
             .map_err(step(device, "end its reservation for vfio-pci (driver_override)"))?;
     }
     match device.driver() {

@@ -305,7 +305,7 @@ fn refusal_advice(error: &io::Error) -> &'static str {
 fn choose(there: &[String]) -> String {
     match there {
         [] => "this machine has no Ethernet device on PCI".into(),
-        _ => format!("choose from {}", there.join(", ")),
+        _ => format!("choose an Ethernet device: {}", there.join(", ")),
     }
 }
 
@@ -336,6 +336,9 @@ fn class_name(class: u32) -> &'static str {
 fn in_use_by(holders: &[Holder], path: &str) -> String {
     match holders {
         [] => format!("another process, which has {path} open: end it, or wait until it has ended"),
+        _ if holders.iter().any(|holder| holder.pid == std::process::id()) => {
+            "this process already: give each port a device of its own".into()
+        }
         _ => {
             let them: Vec<String> = holders.iter().map(Holder::to_string).collect();
             format!("{}: end it, or wait until it has ended", them.join(" and "))

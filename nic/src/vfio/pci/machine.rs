@@ -75,9 +75,7 @@ impl Machine {
         machine.driver("vfio-pci");
         machine.file("/sys/bus/pci/drivers_probe", "");
         machine.file("/proc/sys/kernel/random/boot_id", "boot one\n");
-        machine.file(&format!("/proc/{}/comm", std::process::id()), "l2fwd\n");
-        let stat = format!("{} (l2 fwd) R 1 1 1 0 -1 4194304 5 6", std::process::id());
-        machine.file(&format!("/proc/{}/stat", std::process::id()), &stat);
+        machine.process(std::process::id(), 'R', 0);
         machine
     }
 
@@ -117,6 +115,13 @@ impl Machine {
         let path = self.path(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         symlink(self.path(to), path).unwrap();
+    }
+
+    /// A process called l2fwd.
+    pub(crate) fn process(&self, pid: u32, state: char, flags: u64) {
+        self.file(&format!("/proc/{pid}/comm"), "l2fwd\n");
+        let stat = format!("{pid} (l2 fwd) x) {state} 1 1 1 0 -1 {flags} 5 6");
+        self.file(&format!("/proc/{pid}/stat"), &stat);
     }
 
     pub(crate) fn driver(&self, name: &str) {

@@ -260,8 +260,8 @@ impl StateFile {
                 .mode(0o600)
                 .custom_flags(libc::O_NOFOLLOW)
                 .open(&new)?;
+            // Not synced: a machine that lost its power has nothing to put back.
             file.write_all(text.as_bytes())?;
-            file.sync_all()?;
             file.try_lock().map_err(io::Error::from)?;
             fs::rename(&new, &self.path)?;
             Ok(file)

@@ -5,14 +5,12 @@
 
 mod buffers;
 mod descriptor;
-mod hang;
 mod nic;
 mod open;
 mod phy;
 mod registers;
 mod reset;
 mod setup;
-mod statistics;
 #[cfg(test)]
 mod tests;
 
@@ -22,7 +20,7 @@ use crate::vfio::nic::{KnownDevice, NicDriver};
 const LABEL: &str = "never run on silicon";
 
 /// The driver.
-pub(crate) static DRIVER: NicDriver = NicDriver {
+pub(in crate::vfio) static DRIVER: NicDriver = NicDriver {
     name: "e1000e",
     // 10f6 is the 82574L's sibling 82574LA in the data sheet's family.
     devices: &[
@@ -30,7 +28,7 @@ pub(crate) static DRIVER: NicDriver = NicDriver {
         KnownDevice { vendor: 0x8086, device: 0x10F6, name: "82574LA" },
     ],
     max_queues: 2,
-    ring_sizes: (32, 4096, 8),
+    ring_sizes: (32, 4096, 32),
     max_mtu: 9000,
     registers_bytes: registers::LENGTH,
     options: &[],

@@ -1,18 +1,47 @@
 //! The control side: link, statistics, and the way back from a hang.
 #![forbid(unsafe_code)]
 
-use super::hang::{PATIENCE, Watch};
 use super::registers::*;
 use super::setup::Setup;
-use super::statistics::{MPC, ROC, Statistics};
 use super::{phy, reset};
 use crate::counters::{DropReason, QueueCounters};
 use crate::port::{LinkState, MacAddress};
+use crate::vfio::intel::hang::HangDetector;
+use crate::vfio::intel::statistics::{Statistic, Statistics};
 use crate::vfio::intel::tx::Carrier;
 use crate::vfio::nic::{Halt, Nic};
 use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// Statistics (10.2.7), all of which reading clears.
+static STATISTICS: &[Statistic] = &[
+    Statistic::new("crcerrs", 0x4000),
+    Statistic::new("algnerrc", 0x4004),
+    Statistic::new("rxerrc", 0x400C),
+    Statistic::new("mpc", 0x4010),
+    Statistic::new("ecol", 0x4018),
+    Statistic::new("latecol", 0x4020),
+    Statistic::new("tncrs", 0x4034),
+    Statistic::new("cexterr", 0x403C),
+    Statistic::new("rlec", 0x4040),
+    Statistic::new("xonrxc", 0x4048),
+    Statistic::new("xoffrxc", 0x4050),
+    Statistic::new("gprc", 0x4074),
+    Statistic::new("bprc", 0x4078),
+    Statistic::new("mprc", 0x407C),
+    Statistic::new("gptc", 0x4080),
+    Statistic::wide("gorc", 0x4088),
+    Statistic::wide("gotc", 0x4090),
+    Statistic::new("rnbc", 0x40A0),
+    Statistic::new("ruc", 0x40A4),
+    Statistic::new("rfc", 0x40A8),
+    Statistic::new("roc", 0x40AC),
+    Statistic::new("rjc", 0x40B0),
+    Statistic::new("mgtpdc", 0x40B8),
+    Statistic::new("tpr", 0x40D0),
+    Statistic::new("tpt", 0x40D4),
+];
 
 /// A reset that takes longer has failed.
 const RESET_LIMIT: Duration = Duration::from_secs(5);
@@ -39,10 +68,10 @@ pub(super) struct E1000eNic {
     pub(super) chip_name: &'static str,
     /// Of the first receive queue: what the device drops is nobody's in particular.
     pub(super) counters: Arc<QueueCounters>,
-    /// How long a transmit queue may stand.
-    pub(super) patience: Duration,
+    hang: HangDetector,
     state: State,
-    watches: Vec<Watch>,
+    /// There has been a link: until then what is to be sent waits for it.
+    had_link: bool,
     statistics: Statistics,
     resets: u64,
 }
@@ -62,25 +91,33 @@ impl E1000eNic {
     /// For a device that runs.
     pub(super) fn new(parts: Parts) -> Self {
         let Parts { chip, halt, carrier, setup, name, chip_name, counters } = parts;
-        let watches = setup.tx.iter().map(|_| Watch::default()).collect();
+        let mut statistics = Statistics::new(STATISTICS);
+        statistics.forget(&*chip.0);
+        carrier.set(true);
         Self {
             chip,
             halt,
             carrier,
+            hang: HangDetector::new(setup.tx.len()),
             setup,
             name,
             chip_name,
             counters,
-            patience: PATIENCE,
             state: State::Running,
-            watches,
-            statistics: Statistics::default(),
+            had_link: false,
+            statistics,
             resets: 0,
         }
     }
 
     fn is_going(&self) -> bool {
         self.chip.is_gone() || self.halt.function().is_going()
+    }
+
+    /// For tests: a hang is seen at the second look.
+    #[cfg(test)]
+    pub(super) fn impatient(&mut self) {
+        self.hang.impatient();
     }
 
     /// For tests: the time that a reset may take is over.
@@ -97,44 +134,34 @@ impl E1000eNic {
         self.state = State::Gone(why.into());
     }
 
-    fn read_statistics(&mut self) {
-        // From a copy: of a device that goes meanwhile nothing is believed.
-        let mut statistics = self.statistics.clone();
-        if !statistics.read(&self.chip) {
-            return;
-        }
-        self.statistics = statistics;
-        self.counters.drops(DropReason::RxMissed).set(self.statistics.get(MPC));
-        self.counters.drops(DropReason::RxDropped).set(self.statistics.get(ROC));
+    fn count(&mut self) {
+        self.statistics.read(&*self.chip.0);
+        // Which queue they would have gone to, it does not say.
+        self.counters.drops(DropReason::RxMissed).set(self.statistics.get("mpc"));
+        self.counters.drops(DropReason::RxDropped).set(self.statistics.get("roc"));
     }
 
-    /// The first transmit queue that stands still; all are looked at.
-    fn hung(&mut self, now: Instant) -> Option<usize> {
-        let mut hung = None;
-        for (queue, watch) in self.watches.iter_mut().enumerate() {
-            let (head, tail) = (self.chip.read(tdh(queue)), self.chip.read(tdt(queue)));
-            if watch.look(head, tail, now, self.patience) && hung.is_none() {
-                hung = Some(queue);
-            }
-        }
-        hung
+    /// Says whether there is a link.
+    fn set_carrier(&mut self, up: bool) {
+        self.had_link |= up;
+        self.carrier.set(up || !self.had_link);
     }
 
     fn run(&mut self) {
-        self.read_statistics();
-        if phy::link(self.chip.read(STATUS)) == LinkState::Down {
-            // Without a link nothing is sent, and nothing hangs.
-            self.carrier.set(false);
-            return self.watches.iter_mut().for_each(Watch::forget);
+        self.count();
+        let up = matches!(phy::link(self.chip.read(STATUS)), LinkState::Up { .. });
+        self.set_carrier(up);
+        let mut hung = None;
+        for queue in 0..self.setup.tx.len() {
+            let (head, tail) = (self.chip.read(tdh(queue)), self.chip.read(tdt(queue)));
+            if self.hang.look(queue, head, tail, up) {
+                hung = Some((queue, head, tail));
+            }
         }
-        self.carrier.set(true);
-        let Some(queue) = self.hung(Instant::now()) else { return };
+        let Some((queue, tdh, tdt)) = hung else { return };
         tracing::warn!(
-            port = self.name,
-            queue,
-            tdh = self.chip.read(tdh(queue)),
-            tdt = self.chip.read(tdt(queue)),
-            "the device sends nothing any more: it is reset"
+            "{}: transmit queue {queue} hangs at descriptor {tdh} of up to {tdt}: the device is reset",
+            self.name
         );
         self.carrier.set(false);
         reset::quiesce(&self.chip);
@@ -148,14 +175,16 @@ impl E1000eNic {
             reset::mask_interrupts(&self.chip);
             self.halt.function().set_bus_master(true);
             self.setup.apply(&self.chip);
-            self.watches.iter_mut().for_each(Watch::forget);
+            self.statistics.forget(&*self.chip.0);
+            self.hang.restart();
+            self.had_link = false;
+            self.carrier.set(true);
             self.halt.gates.iter().for_each(|gate| gate.open());
             self.resets += 1;
             self.state = State::Running;
-            tracing::info!(port = self.name, "the device runs again");
+            tracing::info!("{}: the device goes on", self.name);
         } else if since.elapsed() > RESET_LIMIT {
-            tracing::warn!(port = self.name, "the device does not come out of its reset");
-            self.give_up("it did not come out of a reset");
+            self.give_up("it hung, and did not come out of its reset");
         }
     }
 }
@@ -180,19 +209,24 @@ impl Nic for E1000eNic {
             State::Running => phy::link(self.chip.read(STATUS)),
             State::Stopped | State::Resetting(_) => LinkState::Down,
         };
-        if let LinkState::Gone(why) = &link {
-            self.give_up(&why.clone());
+        match &link {
+            LinkState::Gone(why) => self.give_up(&why.clone()),
+            LinkState::Up { .. } => self.set_carrier(true),
+            LinkState::Down if matches!(self.state, State::Running) => self.set_carrier(false),
+            LinkState::Down => {}
         }
-        self.carrier.set(matches!(link, LinkState::Up { .. }));
         link
     }
 
     fn refresh(&mut self) {
-        if matches!(self.state, State::Gone(_)) || self.halt.is_halted() {
+        if matches!(self.state, State::Gone(_)) {
             return;
         }
         if self.is_going() {
             return self.give_up("all registers read as ones: it was unplugged, or has lost its power");
+        }
+        if self.halt.is_halted() {
+            return self.count();
         }
         match mem::replace(&mut self.state, State::Running) {
             State::Running => self.run(),
@@ -210,7 +244,7 @@ impl Nic for E1000eNic {
 
     fn extra_counters(&self) -> Vec<(String, u64)> {
         let mut counters = self.statistics.all();
-        counters.push(("resets".into(), self.resets));
+        counters.push(("hang_recoveries".into(), self.resets));
         counters
     }
 }

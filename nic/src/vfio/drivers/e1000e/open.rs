@@ -6,9 +6,10 @@ use super::descriptor::{ExtendedRx, ExtendedTx};
 use super::nic::{E1000eNic, Parts};
 use super::registers::*;
 use super::setup::{Ring, Setup};
-use super::{DRIVER, LABEL, phy, reset};
-use crate::port::{LinkState, MacAddress, RxQueue, TxQueue};
+use super::{DRIVER, LABEL, reset};
+use crate::port::{RxQueue, TxQueue};
 use crate::vfio::function::PciFunction;
+use crate::vfio::intel::filters;
 use crate::vfio::intel::rx::{IntelRx, RxParts};
 use crate::vfio::intel::tx::{Carrier, IntelTx, TxParts};
 use crate::vfio::nic::{Halt, NicConfig, NicError, OpenNic};
@@ -40,7 +41,9 @@ pub(super) fn open_typed(
     let registers = function.bar(0).map_err(|source| NicError::System { what: "mapping BAR 0", source })?;
     let chip = Chip(registers);
     reset::reset(&chip)?;
-    let mac = address(&chip)?;
+    let mac = filters::own_address(&*chip.0, RAL0).ok_or_else(|| {
+        NicError::Device("it has no Ethernet address: its NVM is empty or could not be read".into())
+    })?;
     warn(function, config);
 
     let queues = usize::from(config.rx_queues + config.tx_queues);
@@ -91,7 +94,6 @@ pub(super) fn open_typed(
     function.set_bus_master(true);
     setup.apply(&chip);
     rx.iter().for_each(IntelRx::start);
-    carrier.set(matches!(phy::link(chip.read(STATUS)), LinkState::Up { .. }));
 
     let device = function.id().device;
     let known = DRIVER.devices.iter().find(|known| known.device == device);
@@ -115,34 +117,17 @@ fn check(config: &NicConfig<'_>) -> Result<ReceiveBuffers, NicError> {
             return refuse(format!("an 82574 has 2 {kind} queues, not {queues}: pass queues=2"));
         }
     }
-    for (size, key) in [(config.rx_ring, "receive"), (config.tx_ring, "transmit")] {
+    for (key, size) in [("rx_ring", config.rx_ring), ("tx_ring", config.tx_ring)] {
         if !size.is_power_of_two() || !(DRIVER.ring_sizes.0..=DRIVER.ring_sizes.1).contains(&size) {
-            return refuse(format!(
-                "a {key} ring of {size} cannot be: an 82574 has powers of two from 32 to 4096"
-            ));
+            let problem = "e1000e has rings of a power of two descriptors, such as 512 or 1024";
+            return refuse(format!("{key}={size}: {problem}"));
         }
-    }
-    if let Some(vlan) = config.vlans.iter().find(|vlan| **vlan > 4095) {
-        return refuse(format!("there is no VLAN {vlan}: they are numbered from 0 to 4095"));
     }
     let room = config.pool().data_room();
     ReceiveBuffers::new(room, config.mtu).ok_or_else(|| {
         let problem = format!("frames have room for {room} bytes, and an 82574's smallest buffer has 256");
         NicError::Specification(format!("{problem}: use less headroom"))
     })
-}
-
-/// The address that the reset has loaded from the NVM.
-fn address(chip: &Chip) -> Result<MacAddress, NicError> {
-    let [a, b, c, d] = chip.read(RAL0).to_le_bytes();
-    let [e, f, ..] = chip.read(RAH0).to_le_bytes();
-    let mac = MacAddress([a, b, c, d, e, f]);
-    if mac.0 == [0; 6] || mac.0[0] & 1 != 0 {
-        return Err(NicError::Device(format!(
-            "its NVM has no Ethernet address ({mac}): it wants to be programmed"
-        )));
-    }
-    Ok(mac)
 }
 
 /// What whoever runs it should know.

@@ -6,48 +6,24 @@
 
 use super::registers::*;
 use crate::port::LinkState;
+use crate::vfio::intel::mdic::{self, PhyError};
 use crate::vfio::intel::poll;
 use std::time::Duration;
 
-/// Which PHY on the bus.
-const ADDRESS: u32 = 1;
-/// An access takes 64 µs by the standard.
-const ACCESS: Duration = Duration::from_millis(10);
+/// How long the firmware may keep the bus.
+const OWNERSHIP: Duration = Duration::from_millis(10);
 
-/// PHY Control (IEEE 802.3, 22.2.4.1).
-const BMCR: u32 = 0;
-const BMCR_RESTART_NEGOTIATION: u16 = 1 << 9;
-const BMCR_POWER_DOWN: u16 = 1 << 11;
-const BMCR_NEGOTIATION: u16 = 1 << 12;
-/// PHY Status (22.2.4.2).
-const BMSR: u32 = 1;
-const BMSR_LINK: u16 = 1 << 2;
+/// PHY status (IEEE 802.3, 22.2.4.2).
+const STATUS_REGISTER: u32 = 1;
+const STATUS_LINK: u16 = 1 << 2;
 /// Advertisement (28.2.4.1).
-const ANAR: u32 = 4;
-const ANAR_PAUSE: u16 = 3 << 10;
-
-/// Reads a register of the PHY; `None` where it does not answer.
-fn read(chip: &Chip, register: u32) -> Option<u16> {
-    let command = register << mdic::REGADD_SHIFT | ADDRESS << mdic::PHYADD_SHIFT | mdic::OP_READ;
-    access(chip, command).map(|value| (value & mdic::DATA_MASK) as u16)
-}
-
-/// Writes one.
-fn write(chip: &Chip, register: u32, value: u16) -> Option<()> {
-    let command = register << mdic::REGADD_SHIFT | ADDRESS << mdic::PHYADD_SHIFT | mdic::OP_WRITE;
-    access(chip, command | u32::from(value)).map(|_| ())
-}
-
-fn access(chip: &Chip, command: u32) -> Option<u32> {
-    chip.write(MDIC, command);
-    let value = poll::until_bits(&*chip.0, MDIC, mdic::READY, true, ACCESS).ok()?;
-    (value & mdic::ERROR == 0).then_some(value)
-}
+const ADVERTISEMENT: u32 = 4;
+const ADVERTISE_PAUSE: u16 = 3 << 10;
 
 /// Runs `body` while the bus is ours: the firmware uses it too (10.2.2, EXTCNF_CTRL). A firmware that never lets go does not keep us out.
 fn owning<T>(chip: &Chip, body: impl FnOnce() -> T) -> T {
     chip.modify(EXTCNF_CTRL, 0, extcnf_ctrl::MDIO_SW_OWNERSHIP);
-    let ours = poll::until(&*chip.0, EXTCNF_CTRL, ACCESS, |value| {
+    let ours = poll::until(&*chip.0, EXTCNF_CTRL, OWNERSHIP, |value| {
         let ours = value & extcnf_ctrl::MDIO_SW_OWNERSHIP != 0;
         if !ours {
             // Asked for again at each look: the bit sticks only while nobody else has one.
@@ -62,25 +38,24 @@ fn owning<T>(chip: &Chip, body: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Sees to it that there is a link or that one is being negotiated; false where the PHY does not answer.
-pub(super) fn bring_up(chip: &Chip) -> bool {
+/// Sees to it that there is a link or that one is being negotiated.
+pub(super) fn bring_up(chip: &Chip) -> Result<(), PhyError> {
     // The MAC takes speed and duplex from the PHY. No flow control: a port that is too slow drops, and says so.
     let off = ctrl::GIO_MASTER_DISABLE | ctrl::FRCSPD | ctrl::FRCDPLX | ctrl::RFCE | ctrl::TFCE | ctrl::VME;
     chip.modify(CTRL, off, ctrl::SLU);
+    let registers = &*chip.0;
     owning(chip, || {
-        let control = read(chip, BMCR)?;
+        let control = mdic::read(registers, mdic::CONTROL)?;
         // The bit for the link remembers that it was down: the second look is the present.
-        let _ = read(chip, BMSR)?;
-        let link = read(chip, BMSR)? & BMSR_LINK != 0;
-        let wanted = control & !(BMCR_POWER_DOWN | BMCR_RESTART_NEGOTIATION) | BMCR_NEGOTIATION;
-        if link && wanted == control {
-            return Some(());
+        mdic::read(registers, STATUS_REGISTER)?;
+        let link = mdic::read(registers, STATUS_REGISTER)? & STATUS_LINK != 0;
+        if link && control & (mdic::POWER_DOWN | mdic::AUTONEGOTIATION) == mdic::AUTONEGOTIATION {
+            return Ok(());
         }
-        let advertised = read(chip, ANAR)?;
-        write(chip, ANAR, advertised & !ANAR_PAUSE)?;
-        write(chip, BMCR, wanted | BMCR_RESTART_NEGOTIATION)
+        let advertised = mdic::read(registers, ADVERTISEMENT)?;
+        mdic::write(registers, ADVERTISEMENT, advertised & !ADVERTISE_PAUSE)?;
+        mdic::restart_autonegotiation(registers)
     })
-    .is_some()
 }
 
 /// What STATUS, as read, says of the link.

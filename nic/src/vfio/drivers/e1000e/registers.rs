@@ -60,26 +60,6 @@ pub(super) mod ctrl_ext {
     pub(crate) const DRV_LOAD: u32 = 1 << 28;
 }
 
-/// MDI Control: the way to the PHY's registers.
-pub(super) const MDIC: usize = 0x0020;
-/// Fields of [`MDIC`].
-pub(super) mod mdic {
-    /// Data, in the low bits.
-    pub(crate) const DATA_MASK: u32 = 0xFFFF;
-    /// The PHY's register.
-    pub(crate) const REGADD_SHIFT: u32 = 16;
-    /// Which PHY: its own is 1.
-    pub(crate) const PHYADD_SHIFT: u32 = 21;
-    /// Operation: write.
-    pub(crate) const OP_WRITE: u32 = 1 << 26;
-    /// Operation: read.
-    pub(crate) const OP_READ: u32 = 2 << 26;
-    /// Ready: the operation has ended.
-    pub(crate) const READY: u32 = 1 << 28;
-    /// The PHY did not answer.
-    pub(crate) const ERROR: u32 = 1 << 30;
-}
-
 /// VLAN Ether Type.
 pub(super) const VET: usize = 0x0038;
 
@@ -197,20 +177,18 @@ pub(super) mod rfctl {
     pub(crate) const NEW_IPV6_EXT_DIS: u32 = 1 << 17;
 }
 
-/// Multicast Table Array, 128 words.
+/// Words of the tables [`MTA`] and [`VFTA`].
+pub(super) const TABLE_WORDS: usize = 128;
+/// Multicast Table Array.
 pub(super) const MTA: usize = 0x5200;
 /// Receive Address Low, of entry 0.
 pub(super) const RAL0: usize = 0x5400;
 /// Receive Address High, of entry 0; an entry has 8 bytes.
+#[cfg(test)]
 pub(super) const RAH0: usize = 0x5404;
 /// Entries of the receive addresses.
 pub(super) const RECEIVE_ADDRESSES: usize = 16;
-/// Fields of [`RAH0`].
-pub(super) mod rah {
-    /// Address Valid.
-    pub(crate) const AV: u32 = 1 << 31;
-}
-/// VLAN Filter Table Array, 128 words: a bit for each VLAN.
+/// VLAN Filter Table Array: a bit for each VLAN.
 pub(super) const VFTA: usize = 0x5600;
 
 /// Multiple Receive Queues Command.
@@ -228,11 +206,6 @@ pub(super) mod mrqc {
     /// Hash IPv6.
     pub(crate) const IPV6: u32 = 1 << 20;
 }
-/// Redirection Table, 32 words of four entries each.
-pub(super) const RETA: usize = 0x5C00;
-/// RSS Random Key, ten words.
-pub(super) const RSSRK: usize = 0x5C80;
-
 // 10.2.6: transmitting.
 
 /// Transmit Control.
@@ -245,8 +218,12 @@ pub(super) mod tctl {
     pub(crate) const PSP: u32 = 1 << 3;
     /// Collision Threshold: 15 tries.
     pub(crate) const CT: u32 = 15 << 4;
+    /// Its field.
+    pub(crate) const CT_MASK: u32 = 0xFF << 4;
     /// Collision Distance: 63 byte times, for full duplex.
     pub(crate) const COLD: u32 = 63 << 12;
+    /// Its field.
+    pub(crate) const COLD_MASK: u32 = 0x3FF << 12;
     /// Re-transmit on Late Collision.
     pub(crate) const RTLC: u32 = 1 << 24;
     /// Multiple Request Support: more than one read is under way.
@@ -312,7 +289,7 @@ pub(super) mod tarc_fields {
     pub(crate) const CLEARED: u32 = 15 << 27;
 }
 
-// 10.2.7: statistics are in `statistics.rs`.
+// 10.2.7: statistics are in `nic.rs`.
 
 /// What a device that is not there answers.
 pub(super) const GONE: u32 = u32::MAX;

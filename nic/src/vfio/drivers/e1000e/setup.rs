@@ -6,8 +6,8 @@
 use super::buffers::ReceiveBuffers;
 use super::phy;
 use super::registers::*;
-use super::statistics::Statistics;
 use crate::port::MacAddress;
+use crate::vfio::intel::{filters, rss};
 
 /// Where a ring is, for the device.
 #[derive(Clone, Copy, Debug)]
@@ -37,14 +37,8 @@ pub(super) struct Setup {
     pub(super) vlans: Vec<u16>,
 }
 
-/// The key of Microsoft's verification suite for RSS, which most drivers use.
-pub(super) const RSS_KEY: [u8; 40] = [
-    0x6d, 0x5a, 0x56, 0xda, 0x25, 0x5b, 0x0e, 0xc2, 0x41, 0x67, 0x25, 0x3d, 0x43, 0xa3, 0x8f, 0xb0, 0xd0,
-    0xca, 0x2b, 0xcb, 0xae, 0x7b, 0x30, 0xb4, 0x77, 0xcb, 0x2d, 0xa3, 0x80, 0x30, 0xf2, 0x0c, 0x6a, 0x42,
-    0xb7, 0x3b, 0xbe, 0xac, 0x01, 0xfa,
-];
-/// Four entries of the redirection table, whose bit 7 is the queue: 0, 1, 0, 1.
-const RETA_ALTERNATING: u32 = 0x8000_8000;
+/// RETA: bit 7 of an entry is the queue, the rest is for software.
+const RETA_QUEUE: u8 = 0x80;
 
 /// Fetches ahead while 32 descriptors are left, at least 4 at a time, and writes each back at once: nobody waits for an interrupt.
 const RXDCTL: u32 =
@@ -65,27 +59,19 @@ impl Setup {
         self.filters(chip);
         self.receive(chip);
         self.transmit(chip);
-        phy::bring_up(chip);
-        Statistics::discard(chip);
+        if let Err(why) = phy::bring_up(chip) {
+            tracing::warn!("the 82574's PHY does not answer ({why:?}): there may be no link");
+        }
         chip.write(RCTL, self.rctl());
         chip.flush();
     }
 
     fn filters(&self, chip: &Chip) {
         chip.write(VET, 0x8100);
-        (0..128).for_each(|word| chip.write(MTA + 4 * word, 0));
-        let [a, b, c, d, e, f] = self.mac.0;
-        // The high half has the bit that makes an entry valid, and is written last.
-        chip.write(RAL0, u32::from_le_bytes([a, b, c, d]));
-        chip.write(RAH0, u32::from_le_bytes([e, f, 0, 0]) | rah::AV);
-        for entry in 1..RECEIVE_ADDRESSES {
-            chip.write(RAH0 + 8 * entry, 0);
-            chip.write(RAL0 + 8 * entry, 0);
-        }
-        for word in 0..128_u16 {
-            let ours = self.vlans.iter().filter(|vlan| **vlan / 32 == word);
-            chip.write(VFTA + 4 * usize::from(word), ours.fold(0, |bits, vlan| bits | 1 << (vlan % 32)));
-        }
+        filters::set_table(&*chip.0, MTA, TABLE_WORDS, &[]);
+        filters::set_address(&*chip.0, RAL0, self.mac);
+        filters::clear_addresses(&*chip.0, RAL0, 1..RECEIVE_ADDRESSES);
+        filters::set_table(&*chip.0, VFTA, TABLE_WORDS, &self.vlans);
     }
 
     fn receive(&self, chip: &Chip) {
@@ -95,10 +81,7 @@ impl Setup {
         // With RSS the packet checksum must be off, for the hash takes its place in the descriptor.
         chip.write(RXCSUM, check | rxcsum::PCSD);
         if self.rx.len() > 1 {
-            for (word, bytes) in RSS_KEY.chunks_exact(4).enumerate() {
-                chip.write(RSSRK + 4 * word, u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
-            }
-            (0..32).for_each(|word| chip.write(RETA + 4 * word, RETA_ALTERNATING));
+            rss::program(&*chip.0, self.rx.len() as u16, |queue| queue * RETA_QUEUE);
             let hashed = mrqc::TCP_IPV4 | mrqc::IPV4 | mrqc::TCP_IPV6 | mrqc::IPV6;
             chip.write(MRQC, mrqc::RSS | hashed);
         } else {
@@ -130,7 +113,9 @@ impl Setup {
         }
         chip.write(TIPG, TIPG_RECOMMENDED);
         if !self.tx.is_empty() {
-            chip.write(TCTL, tctl::EN | tctl::PSP | tctl::CT | tctl::COLD | tctl::RTLC | tctl::MULR);
+            // What it has besides, the threshold for read requests, is as the reset has left it.
+            let on = tctl::EN | tctl::PSP | tctl::CT | tctl::COLD | tctl::RTLC | tctl::MULR;
+            chip.modify(TCTL, tctl::CT_MASK | tctl::COLD_MASK, on);
         }
     }
 

@@ -136,14 +136,12 @@ pub(super) mod ctrl {
     pub(in super::super) const MQ_RSS_CONFIG: [u8; 2] = [4, 1];
 }
 
-/// What is hashed (5.1.6.4.3.1): addresses alone, and with the ports of TCP and UDP.
+/// What is hashed (5.1.6.4.3.1): addresses alone, and with the ports of TCP.
 pub(super) mod hash {
     pub(in super::super) const IPV4: u32 = 1 << 0;
     pub(in super::super) const TCPV4: u32 = 1 << 1;
-    pub(in super::super) const UDPV4: u32 = 1 << 2;
     pub(in super::super) const IPV6: u32 = 1 << 3;
     pub(in super::super) const TCPV6: u32 = 1 << 4;
-    pub(in super::super) const UDPV6: u32 = 1 << 5;
 }
 
 /// Split virtqueues (2.7).

@@ -3,11 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::memory::Packet;
-
-const IPV4: u16 = 0x0800;
-const IPV6: u16 = 0x86DD;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
+use crate::vfio::intel::checksum as offload;
 
 /// The Internet checksum's sum (RFC 1071), not yet inverted, of `data` that starts at an even place.
 fn sum(data: &[u8], start: u64) -> u64 {
@@ -23,62 +19,23 @@ fn fold(mut sum: u64) -> u16 {
     sum as u16
 }
 
-fn word(data: &[u8], at: usize) -> Option<u16> {
-    data.get(at..at + 2).and_then(|bytes| Some(u16::from_be_bytes(bytes.try_into().ok()?)))
-}
-
 fn put(data: &mut [u8], at: usize, value: u16) -> Option<()> {
     data.get_mut(at..at + 2)?.copy_from_slice(&value.to_be_bytes());
     Some(())
 }
 
 /// Fills in the checksum of IPv4's header, and puts the pseudo header's sum where that of TCP or UDP is to be: where its bytes begin, and where from there
-/// it goes. `None` where it has none, is a fragment, or its headers are not all in the first segment.
+/// it goes. `None` where the rest is not for a device.
 pub(super) fn prepare(packet: &mut Packet) -> Option<(u16, u16)> {
     let total = packet.total_len();
     let data = packet.data_mut();
-    let mut at = 12;
-    let mut kind = word(data, at)?;
-    for _ in 0..2 {
-        if matches!(kind, 0x8100 | 0x88A8) {
-            at += 4;
-            kind = word(data, at)?;
-        }
+    let offload = offload::prepare(data, total)?;
+    if offload.is_ipv4 {
+        let network = usize::from(offload.mac_len);
+        let header = data.get(network..network + usize::from(offload.ip_len))?;
+        put(data, network + 10, !fold(sum(header, 0)))?;
     }
-    let network = at + 2;
-    let (transport, protocol, length, addresses) = match kind {
-        IPV4 => {
-            let header = usize::from(*data.get(network)? & 0xF) * 4;
-            if header < 20 || data.get(network)? >> 4 != 4 {
-                return None;
-            }
-            put(data, network + 10, 0)?;
-            let checksum = !fold(sum(data.get(network..network + header)?, 0));
-            put(data, network + 10, checksum)?;
-            // More fragments, or an offset: it has no transport header that could be seen.
-            if word(data, network + 6)? & 0x3FFF != 0 {
-                return None;
-            }
-            let length = usize::from(word(data, network + 2)?).checked_sub(header)?;
-            (network + header, *data.get(network + 9)?, length, network + 12..network + 20)
-        }
-        IPV6 => {
-            let length = usize::from(word(data, network + 4)?);
-            (network + 40, *data.get(network + 6)?, length, network + 8..network + 40)
-        }
-        _ => return None,
-    };
-    let (offset, least) = match protocol {
-        TCP => (16, 20),
-        UDP => (6, 8),
-        _ => return None,
-    };
-    if length < least || transport + length > total || transport + least > data.len() {
-        return None;
-    }
-    let pseudo = fold(sum(data.get(addresses)?, length as u64 + u64::from(protocol)));
-    put(data, transport + offset, pseudo)?;
-    Some((u16::try_from(transport).ok()?, offset as u16))
+    Some((offload.l4_start() as u16, offload.l4?.checksum_offset() as u16))
 }
 
 /// Sums from `start` to the packet's end, and puts the result `offset` behind `start`: what a device would do for
@@ -124,7 +81,7 @@ mod tests {
                 }
             };
         }
-        let vlan = |id| id.try_into().unwrap();
+        let vlan = |id: u16| id.try_into().unwrap();
         match (ipv6, tags) {
             (false, 0) => finish!(ethernet.ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)),
             (false, 1) => finish!(ethernet.single_vlan(vlan(7)).ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)),

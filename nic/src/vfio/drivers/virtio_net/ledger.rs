@@ -73,12 +73,7 @@ pub(super) struct Ledger {
 impl Ledger {
     /// Empty ones for a ring of `size` descriptors, a power of two.
     pub(super) fn new(size: u16) -> Self {
-        Self {
-            entries: vec![EMPTY; usize::from(size)].into(),
-            mask: u32::from(size) - 1,
-            next: 0,
-            clean: 0,
-        }
+        Self { entries: vec![EMPTY; usize::from(size)].into(), mask: u32::from(size) - 1, next: 0, clean: 0 }
     }
 
     /// The number of the next buffer.
@@ -161,8 +156,7 @@ impl Ledger {
     /// Takes back everything, and begins anew from 0. The device has been stopped.
     pub(super) fn drain(&mut self, mut each: impl FnMut(Entry)) {
         while self.outstanding() > 0 {
-            let entry =
-                std::mem::replace(&mut self.entries[(self.clean & self.mask) as usize], EMPTY);
+            let entry = std::mem::replace(&mut self.entries[(self.clean & self.mask) as usize], EMPTY);
             self.clean = self.clean.wrapping_add(1);
             if entry != EMPTY {
                 each(Entry(entry));

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a device may take for a reset.
-const RESET_TIME: Duration = Duration::from_secs(1);
+const RESET_TIME: Duration = super::patience(1000);
 /// Reads of a configuration that changes meanwhile (4.1.4.3.2: again until the generation stays the same).
 const CONFIG_READS: usize = 32;
 /// Capabilities that a list may have: there is room for no more in 256 bytes.
@@ -189,8 +189,7 @@ impl Transport {
                 }
                 status if Instant::now() >= deadline => {
                     return Err(NicError::Device(format!(
-                        "it has not ended a reset within {} s (status {status:#04x}): remove and rescan it",
-                        RESET_TIME.as_secs()
+                        "it has not ended a reset within {RESET_TIME:?} (status {status:#04x}): remove and rescan it"
                     )));
                 }
                 _ => std::thread::yield_now(),

@@ -39,6 +39,8 @@ pub(super) struct QueueState {
     pub(super) counters: Arc<QueueCounters>,
     /// Notifications written. The worker's.
     pub(super) notified: Counter,
+    /// Times that a transmit queue has looked for what is back. The worker's.
+    pub(super) looks: Counter,
     trouble: AtomicU8,
 }
 

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 const ETHERNET_HEADER: usize = 14;
 /// How long the device may take at the end for what it has begun.
-const LAST_COMPLETIONS: Duration = Duration::from_millis(50);
+const LAST_COMPLETIONS: Duration = super::patience(50);
 /// Bytes between headers in the queue's own memory.
 const HEADER_STRIDE: usize = 16;
 const ZEROS: [u8; header::BYTES] = [0; header::BYTES];
@@ -55,6 +55,7 @@ pub(super) struct VirtioTx<R: Ring> {
     returned: Returned,
     frames: Arc<PoolMapping>,
     pool: Pool,
+    pool_number: u32,
     headers: DmaBuffer,
     parts: TxParts,
     failed: bool,
@@ -80,6 +81,7 @@ impl<R: Ring> VirtioTx<R> {
             returned: Returned::default(),
             frames: Arc::clone(frames),
             pool: frames.pool().clone(),
+            pool_number: frames.pool().number(),
             headers: space.allocate(usize::from(parts.size) * HEADER_STRIDE)?,
             parts,
             failed: false,
@@ -123,6 +125,7 @@ impl<R: Ring> VirtioTx<R> {
             bytes += u64::from(length);
         }
         self.returned.free();
+        self.state.looks.add(1);
         self.state.counters.packets.add(packets);
         self.state.counters.bytes.add(bytes);
     }
@@ -157,8 +160,9 @@ impl<R: Ring> VirtioTx<R> {
     fn put(&mut self, mut packet: Packet) {
         let length = packet.len();
         // One comparison for the packet that is like all others.
-        let odd_length = length.wrapping_sub(ETHERNET_HEADER) > self.parts.max_len.wrapping_sub(ETHERNET_HEADER);
-        let foreign = packet.handle() >> crate::memory::POOL_SHIFT != self.frames.pool_number();
+        let odd_length =
+            length.wrapping_sub(ETHERNET_HEADER) > self.parts.max_len.wrapping_sub(ETHERNET_HEADER);
+        let foreign = packet.pool_number() != self.pool_number;
         if odd_length | packet.is_chained() | foreign | (self.parts.checksum & packet.wants_checksum()) {
             return self.put_unusual(packet);
         }
@@ -232,7 +236,7 @@ impl<R: Ring> VirtioTx<R> {
             if segment.is_empty() {
                 continue;
             }
-            if segment.handle() >> crate::memory::POOL_SHIFT != self.frames.pool_number() {
+            if segment.pool_number() != self.pool_number {
                 let mut copy = self.pool.allocate(segment.len())?;
                 copy.data_mut().copy_from_slice(segment.data());
                 segment = copy;

@@ -2,6 +2,7 @@
 
 use super::super::bind::{self, Binding, PutBack, RestoredDevice, Wishes, bind};
 use super::super::errors::PciError;
+use super::super::holders::Holder;
 use super::super::machine::{Fault, Machine, NIC, NewDevice};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -199,14 +200,42 @@ fn a_live_owner_is_named_and_left_alone() {
     let binding = bound(&machine);
     let words = |error: PciError| {
         let text = error.to_string();
-        let owner = format!("in use by process {} (l2fwd)", std::process::id());
-        assert!(text.contains(&owner) && text.contains("end it"), "{text}");
+        assert!(
+            text.ends_with("is in use by this process already: give each port a device of its own"),
+            "{text}"
+        );
     };
     words(bind(&machine.nic(), PLAIN).err().unwrap());
     let mut restored = restore(&machine);
     words(restored.remove(0).outcome.unwrap_err());
     assert_eq!(machine.nic().driver().as_deref(), Some("vfio-pci"));
+    // The file names another process; the lock is what counts.
+    let record = std::fs::read_to_string(machine.path(STATE)).unwrap();
+    let own = format!("\"process\": {}", std::process::id());
+    std::fs::write(machine.path(STATE), record.replace(&own, "\"process\": 4711")).unwrap();
+    machine.process(4711, 'S', 0);
+    let text = bind(&machine.nic(), PLAIN).err().unwrap().to_string();
+    assert!(text.contains("is in use by process 4711 (l2fwd): end it"), "{text}");
     drop(binding);
+    assert_eq!(machine.nic().driver().as_deref(), Some("igb"));
+}
+
+#[test]
+fn a_process_that_is_about_to_end_is_waited_for() {
+    let machine = Machine::with_nic();
+    let ends = |pid| Holder { pid, name: None }.is_ending(&machine.sysfs());
+    machine.process(1, 'R', 0x40_0000);
+    machine.process(2, 'Z', 0x40_0000);
+    machine.process(3, 'R', 0x40_0004);
+    machine.file("/proc/4/stat", "4 (garbled");
+    assert_eq!([1, 2, 3, 4, 5].map(ends), [false, true, true, false, true]);
+    let binding = bound(&machine);
+    thread::scope(|scope| {
+        let next = scope.spawn(|| bind(&machine.nic(), PLAIN));
+        binding.die();
+        // By adoption, or as a device that nobody has any more.
+        drop(next.join().unwrap().unwrap());
+    });
     assert_eq!(machine.nic().driver().as_deref(), Some("igb"));
 }
 

@@ -39,7 +39,7 @@ fn no_such_device() {
     machine.add(&NIC);
     machine.add(&NewDevice { address: "0000:01:00.0", class: 0x01_0601, interface: None, ..NIC });
     let error = find(&machine);
-    says(&error, &["choose from 0000:03:00.0 (", "driver igb, interface eth0)"]);
+    says(&error, &["choose an Ethernet device: 0000:03:00.0 (", "driver igb, interface eth0)"]);
     assert!(!error.to_string().contains("0000:01:00.0") && error.is_specification());
 }
 
@@ -49,7 +49,7 @@ fn wrong_class() {
     machine.add(&NewDevice { class: 0x01_0802, ..NIC });
     refused(&machine, PLAIN, &["no Ethernet device", "010802 (storage)", "has no Ethernet device on PCI"]);
     machine.add(&NewDevice { address: "0000:04:00.0", ..NIC });
-    refused(&machine, PLAIN, &["choose from 0000:04:00.0"]);
+    refused(&machine, PLAIN, &["choose an Ethernet device: 0000:04:00.0"]);
 }
 
 #[test]

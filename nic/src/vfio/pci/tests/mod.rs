@@ -2,5 +2,6 @@
 
 mod binding;
 mod failures;
+mod guest;
 mod host;
 mod texts;

@@ -54,6 +54,12 @@ proptest! {
         }));
     }
 
+}
+
+proptest! {
+    // Each makes a machine.
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn property_any_file_is_read_without_harm(resource in "[0-9a-fx \n]{0,200}", word in "\\PC{0,20}", list in "[0-9a-f\t \nC]{0,80}") {
         let sizes = bar_sizes(&resource);

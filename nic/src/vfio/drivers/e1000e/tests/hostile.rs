@@ -4,9 +4,9 @@
 use super::{OWN, Options, Rig, plain};
 use crate::memory::Batch;
 use crate::vfio::drivers::e1000e::registers::*;
+use crate::vfio::intel::mdic::MDIC;
 use crate::vfio::nic::Nic;
 use proptest::prelude::*;
-use std::time::Duration;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -116,7 +116,7 @@ proptest! {
         let mtu = if jumbo { 9000 } else { 1500 };
         let mut rig = Rig::new(Options { queues: 2, mtu, checksum: true, ..Options::default() });
         rig.model.state().hostile = true;
-        rig.nic.patience = Duration::ZERO;
+        rig.nic.impatient();
         let mut kept = Vec::new();
         for step in steps {
             run(&mut rig, step, &mut kept);

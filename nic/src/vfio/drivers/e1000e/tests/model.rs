@@ -6,6 +6,8 @@
 use super::super::registers::*;
 use crate::vfio::dma::DmaSpace;
 use crate::vfio::function::{PciFunction, PciId};
+use crate::vfio::intel::mdic::MDIC;
+use crate::vfio::intel::rss::{RETA, RSSRK};
 use crate::vfio::model::ModelIommu;
 use crate::vfio::registers::{RegisterSpace, Registers};
 use std::collections::HashMap;

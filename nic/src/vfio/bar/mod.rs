@@ -4,24 +4,23 @@
 //! reached by pread(2) and pwrite(2): slower, and a system call, so nothing that a worker writes should be there.
 #![allow(unsafe_code)]
 
+mod sys;
+
+use self::sys::Mapping;
 use super::abi::{self, RegionInfo};
 use super::device::DeviceFile;
 use super::registers::RegisterSpace;
-use super::sys::{self, Number};
-use crate::sys::unmap;
+use super::sys::{Number, read_at, write_at};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::ptr::NonNull;
 use std::sync::Arc;
 
 /// A mapped part of a BAR.
 struct Area {
     /// Offsets in the BAR.
     offsets: Range<usize>,
-    base: NonNull<u8>,
-    /// Of the mapping: whole pages.
-    length: usize,
+    mapping: Mapping,
 }
 
 /// A BAR.
@@ -36,12 +35,6 @@ pub(super) struct Bar {
     device: Arc<DeviceFile>,
 }
 
-// SAFETY: it owns its mappings, which no thread in particular has; registers are read and written by single volatile accesses, and no reference to
-// them is ever made.
-unsafe impl Send for Bar {}
-// SAFETY: as above: what several threads do at once is for the device to put in order.
-unsafe impl Sync for Bar {}
-
 impl Bar {
     /// Maps what can be mapped of a region.
     pub(super) fn map(device: &Arc<DeviceFile>, info: &RegionInfo, bytes: &[u8]) -> io::Result<Self> {
@@ -52,28 +45,33 @@ impl Bar {
         let mut bar =
             Self { main: None, others: Vec::new(), length, offset: info.offset, device: Arc::clone(device) };
         for offsets in areas(info, bytes, length) {
-            let whole_pages = offsets.len().next_multiple_of(page());
-            let base =
-                sys::map_registers(device.fd.as_fd(), whole_pages, info.offset + offsets.start as u64)?;
-            bar.others.push(Area { offsets, base, length: whole_pages });
+            let at = info.offset + offsets.start as u64;
+            let mapping = Mapping::new(device.fd.as_fd(), offsets.len(), at)?;
+            bar.others.push(Area { offsets, mapping });
         }
         let largest = (0..bar.others.len()).max_by_key(|index| bar.others[*index].offsets.len());
         bar.main = largest.map(|index| bar.others.swap_remove(index));
         Ok(bar)
     }
 
-    /// The address of a register; `None` where it is not mapped, or not wholly.
+    /// Lets go of the device: from now on the registers read ones. False where the kernel refused, and the device stays open.
+    pub(super) fn detach(&self) -> bool {
+        self.main.iter().chain(&self.others).all(|area| area.mapping.detach())
+    }
+
+    /// The part in which a register is mapped, and its address; `None` where it is not mapped, or not wholly.
     #[inline(always)]
-    fn place<T>(&self, offset: usize) -> Option<*mut T> {
-        let inside = |area: &Area| {
-            let last = offset.checked_add(size_of::<T>())?;
-            let fits = offset >= area.offsets.start
-                && last <= area.offsets.end
-                && offset.is_multiple_of(size_of::<T>());
-            // SAFETY: inside the mapping, as was just checked.
-            fits.then(|| unsafe { area.base.as_ptr().add(offset - area.offsets.start).cast() })
+    fn place<T>(&self, offset: usize) -> Option<(&Area, *mut T)> {
+        let inside = |area: &&Area| {
+            offset.checked_add(size_of::<T>()).is_some_and(|end| end <= area.offsets.end)
+                && offset >= area.offsets.start
+                && offset.is_multiple_of(size_of::<T>())
         };
-        self.main.as_ref().and_then(inside).or_else(|| self.others.iter().find_map(inside))
+        let area =
+            self.main.as_ref().filter(inside).or_else(|| self.others.iter().find(|area| inside(area)))?;
+        // SAFETY: inside the mapping, as was just checked.
+        let address = unsafe { area.mapping.base().as_ptr().add(offset - area.offsets.start) };
+        Some((area, address.cast()))
     }
 
     /// Where a register that is not mapped is in the device's descriptor; `None` outside the BAR.
@@ -86,12 +84,20 @@ impl Bar {
     #[inline(always)]
     fn read<T: Number>(&self, offset: usize, ones: T) -> T {
         match self.place::<T>(offset) {
-            // SAFETY: `place` gives an aligned address inside a mapping that lives as long as self; any bits are a number.
-            Some(place) => unsafe { place.read_volatile() },
-            None => self
-                .unmapped::<T>(offset)
-                .and_then(|at| sys::read_at(self.device.fd.as_fd(), at))
-                .unwrap_or(ones),
+            Some((area, place)) => {
+                // SAFETY: `place` gives an aligned address inside a mapping that lives as long as self; any bits are a number.
+                let value = unsafe { place.read_volatile() };
+                if area.mapping.is_lost() {
+                    // What stands there now may have been written by us.
+                    self.device.set_lost();
+                    return ones;
+                }
+                value
+            }
+            None => {
+                let at = self.unmapped::<T>(offset);
+                at.and_then(|at| read_at(self.device.fd.as_fd(), at)).unwrap_or(ones)
+            }
         }
     }
 
@@ -99,10 +105,10 @@ impl Bar {
     fn write<T: Number>(&self, offset: usize, value: T) {
         match self.place::<T>(offset) {
             // SAFETY: as for the read; the mapping is writable.
-            Some(place) => unsafe { place.write_volatile(value) },
+            Some((_, place)) => unsafe { place.write_volatile(value) },
             None => {
                 if let Some(at) = self.unmapped::<T>(offset) {
-                    sys::write_at(self.device.fd.as_fd(), at, value);
+                    write_at(self.device.fd.as_fd(), at, value);
                 }
             }
         }
@@ -136,15 +142,6 @@ impl RegisterSpace for Bar {
 
     fn write32(&self, offset: usize, value: u32) {
         self.write(offset, value.to_le());
-    }
-}
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        for area in self.main.iter().chain(&self.others) {
-            // SAFETY: base and length are those of `map`; addresses inside are used through self alone.
-            unsafe { unmap(area.base, area.length) };
-        }
     }
 }
 
@@ -230,7 +227,7 @@ mod tests {
             bar.write8(offset + 3, 0xC3);
             assert_eq!(bar.read32(offset), 0xC3B2_0000 + offset as u32, "{offset:#x}");
             assert_eq!(bar.read16(offset + 2), 0xC3B2);
-            let in_file = sys::read_at::<u32>(device.fd.as_fd(), 0x4000 + offset as u64);
+            let in_file = read_at::<u32>(device.fd.as_fd(), 0x4000 + offset as u64);
             assert_eq!(in_file, Some(bar.read32(offset)));
         }
         // Outside, and across its edges.
@@ -239,8 +236,13 @@ mod tests {
             assert_eq!(bar.read32(offset), u32::MAX, "{offset:#x}");
         }
         assert_eq!(bar.read32(0x2FFC), 0xC3B2_2FFC);
-        assert_eq!(sys::read_at::<u32>(device.fd.as_fd(), 0x7000), Some(0));
+        assert_eq!(read_at::<u32>(device.fd.as_fd(), 0x7000), Some(0));
+        assert!(!device.is_lost());
         let missing = RegionInfo { size: 0, ..info };
         assert!(Bar::map(&device, &missing, &[]).is_err());
+        // The kernel takes the mapping away.
+        nix::unistd::ftruncate(&device.fd, 0x4000).unwrap();
+        bar.write32(0x1000, 5);
+        assert_eq!((bar.read32(0x1000), bar.read16(0x1002), device.is_lost()), (u32::MAX, u16::MAX, true));
     }
 }
