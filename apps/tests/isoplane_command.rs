@@ -134,7 +134,8 @@ fn the_checklist_for_real_nics_has_only_options_that_there_are() {
         let output = run(Command::new(program).args(args).arg("--help"));
         String::from_utf8(output.stdout).unwrap()
     };
-    let [l2fwd, pktgen] = [env!("CARGO_BIN_EXE_l2fwd"), env!("CARGO_BIN_EXE_pktgen")].map(|path| help(path, &[]));
+    let [l2fwd, pktgen] =
+        [env!("CARGO_BIN_EXE_l2fwd"), env!("CARGO_BIN_EXE_pktgen")].map(|path| help(path, &[]));
     let mut seen = 0;
     // What stands between backquotes, inline or fenced.
     for line in include_str!("../../docs/real-nics.md").split('`').skip(1).step_by(2).flat_map(str::lines) {
@@ -148,7 +149,10 @@ fn the_checklist_for_real_nics_has_only_options_that_there_are() {
             _ => continue,
         };
         for option in words.iter().filter(|word| word.starts_with("--")) {
-            assert!(known.contains(&format!("{option} ")) || known.contains(&format!("{option}\n")), "{line}");
+            assert!(
+                known.contains(&format!("{option} ")) || known.contains(&format!("{option}\n")),
+                "{line}"
+            );
         }
         seen += 1;
     }
