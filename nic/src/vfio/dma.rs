@@ -176,6 +176,12 @@ impl PoolMapping {
         &self.pool
     }
 
+    /// The device's address of the pool's first byte, to which a frame's [`region_offset`](Frame::region_offset) is added.
+    #[inline(always)]
+    pub(crate) fn base(&self) -> u64 {
+        self.iova
+    }
+
     /// The device's address of a frame's first byte. The frame is of this pool.
     #[inline(always)]
     pub(crate) fn iova(&self, frame: &Frame) -> u64 {
@@ -223,6 +229,11 @@ impl DmaBuffer {
     /// The device's address of its first byte.
     pub(crate) fn iova(&self) -> u64 {
         self.iova
+    }
+
+    /// Where it is, for rings: what is there is read and written as volatile, while the buffer lives.
+    pub(crate) fn pointer(&self) -> NonNull<u8> {
+        self.base
     }
 
     /// Bytes.
