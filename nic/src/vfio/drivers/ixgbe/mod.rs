@@ -28,9 +28,6 @@ mod transmit;
 
 use super::super::nic::NicDriver;
 
-/// What every port of this driver says of itself.
-const UNPROVEN: &str = "never run on silicon";
-
 /// The line in the table of drivers.
 pub(in crate::vfio) static DRIVER: NicDriver = NicDriver {
     name: "ixgbe",

@@ -10,7 +10,7 @@ use crate::counters::{DropReason, QueueCounters};
 use crate::port::{LinkState, MacAddress};
 use crate::vfio::intel::hang::HangDetector;
 use crate::vfio::intel::tx::Carrier;
-use crate::vfio::nic::{Halt, Nic, NicError};
+use crate::vfio::nic::{Halt, NEVER_RUN_ON_SILICON, Nic, NicError};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -67,7 +67,7 @@ impl IxgbeNic {
             plural(rx.len()),
             setup.tx.len(),
             plural(setup.tx.len()),
-            super::UNPROVEN,
+            NEVER_RUN_ON_SILICON,
         );
         let hang = HangDetector::new(setup.tx.len());
         carrier.set(true);

@@ -13,7 +13,7 @@ use crate::vfio::function::PciFunction;
 use crate::vfio::intel::format::{Advanced, Advanced82599};
 use crate::vfio::intel::rx::{IntelRx, RxParts};
 use crate::vfio::intel::tx::{Carrier, IntelTx, TxParts};
-use crate::vfio::nic::{Halt, NicConfig, NicError, OpenNic};
+use crate::vfio::nic::{Halt, NEVER_RUN_ON_SILICON, NicConfig, NicError, OpenNic};
 use crate::vfio::registers::TailRegister;
 use std::sync::Arc;
 
@@ -49,7 +49,7 @@ pub(super) fn open_with(
         return Err(NicError::Specification(format!("VLAN {vlan} does not exist: choose from 0 to 4094")));
     }
     let device = Device::new(function, chip, clock)?;
-    tracing::warn!("{}: the driver for the {} was {}", config.name, chip.name, super::UNPROVEN);
+    tracing::warn!("{}: the driver for the {} was {}", config.name, chip.name, NEVER_RUN_ON_SILICON);
     reset::begin(&device)?;
     device.sleep(chip.reset_pause);
     let mac = reset::finish(&device)?;
