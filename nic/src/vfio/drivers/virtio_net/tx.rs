@@ -221,9 +221,9 @@ impl<R: Ring> VirtioTx<R> {
         let total = packet.total_len();
         let reason = if total < ETHERNET_HEADER {
             Some(DropReason::TxUndersize)
-        } else if total > self.parts.max_len + vlan_bytes(packet.data()) {
-            Some(DropReason::TxOversize)
-        } else if packet.segment_count() > MAX_SEGMENTS {
+        } else if total > self.parts.max_len + vlan_bytes(packet.data())
+            || packet.segment_count() > MAX_SEGMENTS
+        {
             Some(DropReason::TxOversize)
         } else {
             None
