@@ -80,7 +80,9 @@ fn table(devices: &[Device]) -> String {
         text.push_str(cells.join(GAP).trim_end());
         text.push('\n');
     }
-    let problems: Vec<&String> = devices.iter().filter_map(|device| device.problem.as_ref()).collect();
+    // What has no driver of ours shows that in its line.
+    let ours = devices.iter().filter(|device| device.isoplane_driver.is_some());
+    let problems: Vec<&String> = ours.filter_map(|device| device.problem.as_ref()).collect();
     if !problems.is_empty() {
         text.push_str("\nNot a vfio: port as it is:\n");
         problems.iter().for_each(|problem| {
@@ -120,12 +122,16 @@ mod tests {
         let mut third = device("0000:05:00.0");
         third.group_viable = Some(false);
         third.interfaces[0].used = Some("has the default route".into());
-        let text = table(&[device("0000:03:00.0"), other, third]);
+        let mut unknown = device("0000:06:00.0");
+        (unknown.isoplane_driver, unknown.specification) = (None, Some("afxdp:eth0".into()));
+        unknown.problem = Some("no driver of Isoplane knows it".into());
+        let text = table(&[device("0000:03:00.0"), other, third, unknown]);
         let expected = "\
 address       chip       driver  interface      IOMMU group    Isoplane's  port
 0000:03:00.0  82576      igb     eth0 (up)      7              igb         vfio:0000:03:00.0
 0000:04:00.0  8086:10c9  -       -              -              igb         vfio:0000:04:00.0
 0000:05:00.0  82576      igb     eth0 (in use)  7, not viable  igb         vfio:0000:05:00.0
+0000:06:00.0  82576      igb     eth0 (up)      7              -           afxdp:eth0
 
 Not a vfio: port as it is:
   0000:04:00.0 is behind no IOMMU: switch it on

@@ -126,3 +126,35 @@ fn without_root_nothing_is_changed_and_a_check_works() {
     assert!(matches!(check.status.code(), Some(0 | 1)), "{check:?}");
     assert!(String::from_utf8_lossy(&check.stdout).contains("cannot be known"), "{check:?}");
 }
+
+/// Whoever has the hardware for docs/real-nics.md is not to find that a command is none.
+#[test]
+fn the_checklist_for_real_nics_has_only_options_that_there_are() {
+    let help = |program: &str, args: &[&str]| {
+        let output = run(Command::new(program).args(args).arg("--help"));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let [l2fwd, pktgen] =
+        [env!("CARGO_BIN_EXE_l2fwd"), env!("CARGO_BIN_EXE_pktgen")].map(|path| help(path, &[]));
+    let mut seen = 0;
+    // What stands between backquotes, inline or fenced.
+    for line in include_str!("../../docs/real-nics.md").split('`').skip(1).step_by(2).flat_map(str::lines) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let known = match words.first() {
+            Some(&"isoplane") => help(ISOPLANE, &words[1..2]),
+            Some(&"pktgen") => pktgen.clone(),
+            _ if words.contains(&"l2fwd") => l2fwd.clone(),
+            // Options alone: what is to be different from the step before.
+            Some(option) if option.starts_with("--") => format!("{l2fwd}{pktgen}"),
+            _ => continue,
+        };
+        for option in words.iter().filter(|word| word.starts_with("--")) {
+            assert!(
+                known.contains(&format!("{option} ")) || known.contains(&format!("{option}\n")),
+                "{line}"
+            );
+        }
+        seen += 1;
+    }
+    assert!(seen > 20, "{seen}");
+}

@@ -59,7 +59,7 @@ drop_reasons! {
     RxRingFull = "rx_ring_full",
     /// The device had no buffer for it: it was lost before any program saw it (the interface's `rx_missed_errors`).
     RxMissed = "rx_missed",
-    /// The kernel dropped it before the ring, mostly because the fill ring was empty or the frame too long.
+    /// The kernel or the device dropped it before the ring: mostly the fill ring was empty, or the frame too long.
     RxDropped = "rx_dropped",
     /// A ring entry named a frame, an offset or a length that cannot be: the entry was not used.
     RxInvalidDescriptor = "rx_invalid_descriptor",

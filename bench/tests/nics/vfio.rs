@@ -1,26 +1,22 @@
 //! The drivers of `vfio:` ports, on NICs that QEMU plays behind an IOMMU: one machine with two of each, and one run of l2fwd after another.
 
 use super::with_iommu;
-use crate::common::hosts::Hosts;
 use crate::common::{forwarder, kit, number};
 use bench::vm::{Guest, Session, Traffic, VmError, build, build_static};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
 /// The NICs by their numbers: two of each kind, at these addresses.
-const IGB: [usize; 2] = [0, 1];
-const E1000E: [usize; 2] = [2, 3];
-const VIRTIO: [usize; 2] = [4, 5];
-const ADDRESSES: [&str; 6] =
+pub(super) const IGB: [usize; 2] = [0, 1];
+pub(super) const E1000E: [usize; 2] = [2, 3];
+pub(super) const VIRTIO: [usize; 2] = [4, 5];
+pub(super) const ADDRESSES: [&str; 6] =
     ["0000:00:04.0", "0000:00:06.0", "0000:00:08.0", "0000:00:09.0", "0000:00:0a.0", "0000:00:0b.0"];
-/// A NIC that no driver knows, and one of two that share an IOMMU group, in the machine where things fail.
-const STRANGER: &str = "0000:00:0c.0";
-const SHARED: &str = "0000:00:0d.0";
 /// What every driver says of itself.
 const LABEL: &str = "never run on silicon";
 
 /// Frames of 60 to 1514 bytes, each way.
-const FRAMES: u64 = 20_000;
+pub(super) const FRAMES: u64 = 20_000;
 /// Of up to 9014 bytes.
 const JUMBO_FRAMES: u64 = 2_000;
 
@@ -43,18 +39,18 @@ fn machine(name: &str) -> Guest {
 }
 
 /// A port's specification.
-fn port(nic: usize, options: &str) -> String {
+pub(super) fn port(nic: usize, options: &str) -> String {
     format!("vfio:{}{}{options}", ADDRESSES[nic], if options.is_empty() { "" } else { "?" })
 }
 
-fn l2fwd_ports(ports: &[String]) -> String {
+pub(super) fn l2fwd_ports(ports: &[String]) -> String {
     let ports: Vec<String> = ports.iter().map(|port| format!("--port '{port}'")).collect();
     ports.join(" ")
 }
 
 /// Nothing was lost of what passed, by the report: received is sent, all frames are back.
 #[track_caller]
-fn assert_books(report: &Value, frames: u64) {
+pub(super) fn assert_books(report: &Value, frames: u64) {
     let sum = |what: &str| (0..2).map(|port| number(report, &format!("/ports/{port}/{what}"))).sum::<u64>();
     assert!(sum("rx_packets") >= 2 * frames, "{report:#}");
     let drops: u64 = report["ports"]
@@ -79,8 +75,19 @@ fn forwards(
     arguments: &str,
     traffic: &Traffic,
 ) -> Result<Value, VmError> {
+    forwards_between(session, nics, nics.map(|nic| port(nic, options)), arguments, traffic)
+}
+
+/// The same with these ports.
+#[track_caller]
+fn forwards_between(
+    session: &mut Session,
+    nics: [usize; 2],
+    ports: [String; 2],
+    arguments: &str,
+    traffic: &Traffic,
+) -> Result<Value, VmError> {
     let start = Instant::now();
-    let ports = nics.map(|nic| port(nic, options));
     let wire = session.wire(nics[0], nics[1])?;
     forwarder::start(session, &wire, &format!("{} {arguments}", l2fwd_ports(&ports)))?;
     let tallies = wire.run(traffic).unwrap();
@@ -88,12 +95,13 @@ fn forwards(
     println!("{ports:?}: {:?} in {:.1} s", tallies.there, start.elapsed().as_secs_f64());
     assert!(tallies.is_perfect(traffic.frames, true), "{ports:?}: {tallies:?} {report:#} {said:#?}");
     assert_books(&report, traffic.frames);
-    for index in 0..2 {
+    for (index, port) in ports.iter().enumerate().filter(|(_, port)| port.starts_with("vfio:")) {
         let mode = report["ports"][index]["mode"].as_str().unwrap();
         assert!(mode.contains(LABEL), "{mode}");
+        let name = port.split('?').next().unwrap();
+        let warned = |line: &String| [LABEL, "WARN", name].iter().all(|word| line.contains(word));
+        assert!(said.iter().any(warned), "{said:#?}");
     }
-    let warnings = said.iter().filter(|line| line.contains(LABEL) && line.contains("WARN")).count();
-    assert!(warnings >= 2, "{said:#?}");
     Ok(report)
 }
 
@@ -126,6 +134,34 @@ fn shares(session: &mut Session) -> Result<(), VmError> {
         let packets = [0, 1].map(|worker| number(&report, &format!("/workers/{worker}/packets")));
         println!("{packets:?} packets by worker");
         assert!(packets.iter().all(|share| *share > 2 * FRAMES / 4), "{report:#}");
+    }
+    Ok(())
+}
+
+/// Beside the kernel's drivers: AF_XDP, which copies with this kernel's virtio-net, and from AF_XDP to VFIO in one packet memory.
+fn beside_af_xdp(session: &mut Session) -> Result<(), VmError> {
+    session.run("ip link set eth0 up && ip link set eth1 up")?;
+    forwarder::forwards_all(session, VIRTIO, ["afxdp:eth0", "afxdp:eth1"], "copy mode, native XDP")?;
+    let refused = session.run("l2fwd --port 'afxdp:eth0?mode=zerocopy' --port mem:null 2>&1 || true")?;
+    let way_out = "eth0 cannot do zero-copy on queue 0: pass mode=auto";
+    assert!(refused.iter().any(|line| line.contains(way_out)), "{refused:#?}");
+    let traffic = Traffic { frames: 5_000, ..Traffic::default() };
+    let ports = ["afxdp:eth0".to_owned(), port(IGB[0], "")];
+    forwards_between(session, [VIRTIO[0], IGB[0]], ports, "", &traffic)?;
+    // In use by the kernel, it is not taken.
+    session.run("ip addr add 10.9.9.1/24 dev eth0")?;
+    let taken = format!("l2fwd --port {} --port mem:null 2>&1 || true", port(VIRTIO[0], ""));
+    let refused = session.run(&taken)?;
+    assert!(refused.iter().any(|line| line.contains("is in use: its interface eth0 is up")), "{refused:#?}");
+    session.run("ip addr flush dev eth0; ip link set eth0 down && ip link set eth1 down")?;
+    Ok(())
+}
+
+/// Ended under traffic, every packet is accounted for.
+fn end_under_traffic(session: &mut Session) -> Result<(), VmError> {
+    for nics in [IGB, E1000E, VIRTIO] {
+        let [first, second] = nics.map(|nic| port(nic, ""));
+        forwarder::ends_under_traffic(session, nics, [&first, &second])?;
     }
     Ok(())
 }
@@ -174,23 +210,24 @@ fn faults(session: &mut Session) -> Result<(), VmError> {
             port(nics[0], "")
         ))?;
         let wire = session.wire(nics[0], nics[1])?;
-        let sent = "for turn in $(seq 200); do grep -q 'sent: true' /tmp/said && break; sleep 0.05; done; cat /tmp/said";
-        let said = session.run(sent)?;
-        assert!(said.iter().any(|line| line.contains("sent: true")), "{said:#?}");
+        let device = &ADDRESSES[nics[0]][5..];
+        let fault_of = |way: &str| {
+            format!(
+                "for turn in $(seq 200); do dmesg | grep 'DMAR: .{way}.*{device}' && break; sleep 0.05; done"
+            )
+        };
+        let read = session.run(&fault_of("DMA Read"))?;
         // Nothing can come out at the other end, which is not open.
         let traffic =
             Traffic { frames: 20, both_ways: false, limit: Duration::from_millis(300), ..Traffic::default() };
         assert_eq!(wire.run(&traffic).unwrap().there.received, 0);
+        let write = session.run(&fault_of("DMA Write"))?;
         session.run("touch /tmp/sent")?;
         let said = session.run("for turn in $(seq 400); do [ -s /tmp/status ] && break; sleep 0.05; done; cat /tmp/said /tmp/status")?;
         let log = session.run("dmesg")?;
         assert_eq!(said.last().map(String::as_str), Some("0"), "{said:#?} {log:#?}");
-        for way in ["DMA Read", "DMA Write"] {
-            let device = &ADDRESSES[nics[0]][5..];
-            let fault = log.iter().find(|line| {
-                line.contains("DMAR: [") && line.contains(way) && line.contains(&format!("[{device}]"))
-            });
-            println!("{}", fault.unwrap_or_else(|| panic!("no fault of a {way}: {log:#?} {said:#?}")));
+        for fault in [read, write] {
+            println!("{}", fault.first().unwrap_or_else(|| panic!("no fault: {log:#?} {said:#?}")));
         }
         // And it drives again.
         forwards(session, nics, "", "", &Traffic { frames: 1_000, ..Traffic::default() })?;
@@ -262,6 +299,10 @@ fn guest_vfio_drives_nics() {
         took("pairs");
         shares(session)?;
         took("shares");
+        beside_af_xdp(session)?;
+        took("beside AF_XDP");
+        end_under_traffic(session)?;
+        took("ends");
         faults(session)?;
         took("faults");
         binds_and_is_killed(session)?;
@@ -271,136 +312,4 @@ fn guest_vfio_drives_nics() {
         Ok(())
     };
     machine.converse(&kit, run).unwrap_or_else(|error| panic!("{error}"));
-}
-
-/// Runs a program that must not run, and gives what it says.
-#[track_caller]
-fn refused(session: &mut Session, command: &str) -> Result<String, VmError> {
-    let said = session.run(&format!("timeout 20 {command} 2>&1; echo status $?"))?;
-    assert_eq!(said.last().map(String::as_str), Some("status 1"), "{command}: {said:#?}");
-    let errors: Vec<&String> = said.iter().filter(|line| line.starts_with("error:")).collect();
-    assert_eq!(errors.len(), 1, "{command}: one line says it: {said:#?}");
-    println!("{}", errors[0]);
-    Ok(errors[0].clone())
-}
-
-/// Everything that keeps a NIC from being driven has its own line, with the way out.
-fn failures(session: &mut Session) -> Result<(), VmError> {
-    let fails = |session: &mut Session, address: &str, words: &[&str]| {
-        let said = refused(session, &format!("l2fwd --port vfio:{address} --port mem:null --duration 1"))?;
-        for word in words {
-            assert!(said.contains(word), "{word}: {said}");
-        }
-        Ok::<_, VmError>(())
-    };
-    // Modules that are not loaded, one after another; then what intremap=off means.
-    session.run("rmmod vfio_pci && rmmod vfio_iommu_type1 && ls /lib/modules")?;
-    let igb = ADDRESSES[IGB[0]];
-    fails(session, igb, &["vfio-pci is not there", "modprobe vfio-pci"])?;
-    session.run("insmod /lib/modules/vfio?pci.ko")?;
-    fails(session, igb, &["run \"modprobe vfio_iommu_type1\""])?;
-    session.run("insmod /lib/modules/vfio_iommu_type1.ko")?;
-    fails(session, igb, &["does not remap interrupts", "allow_unsafe_interrupts"])?;
-    session.run("echo 1 >/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts")?;
-    // Devices that are not what is asked for.
-    fails(session, "0000:00:00.0", &["is no Ethernet device", igb])?;
-    fails(session, "0000:00:1e.7", &["there is no PCI device at", igb])?;
-    fails(session, STRANGER, &["no driver of Isoplane knows", "15ad:07b0"])?;
-    fails(session, SHARED, &["shares IOMMU group", "virtio-pci"])?;
-    Ok(())
-}
-
-/// Hosts behind each kind of NIC talk through the machine; with virtio's, by two queues. Before that, all that can fail fails.
-#[test]
-fn guest_vfio_hosts_talk() {
-    const TEST: &str = "guest_vfio_hosts_talk";
-    let Some(kit) = kit(TEST) else { return };
-    let Some(hosts) = [(); 3].map(|()| Hosts::new(TEST)).into_iter().collect::<Option<Vec<Hosts>>>() else {
-        return;
-    };
-    let l2fwd = build("l2fwd").unwrap_or_else(|error| panic!("{error}"));
-    let virtio = "virtio-net-pci,disable-legacy=on,iommu_platform=on";
-    let mut machine = Guest::new("vfio-hosts")
-        .cpus(3)
-        .memory_mib(1024)
-        .append("intel_iommu=on iommu=pt ipv6.disable=1 hugepages=64")
-        .device("intel-iommu,intremap=off")
-        .module("vfio-pci")
-        .module("vfio_iommu_type1")
-        .module("virtio_net")
-        .file("bin/l2fwd", &l2fwd)
-        .timeout(Duration::from_secs(240));
-    let models = ["igb,romfile=", "e1000e,romfile=", &format!("{virtio},mq=on,vectors=6,romfile=")];
-    for (index, (hosts, model)) in hosts.iter().zip(models).enumerate() {
-        let places = [0, 1].map(|which| format!("addr=0x{}", &ADDRESSES[2 * index + which][8..10]));
-        let queues = if index == 2 { 2 } else { 1 };
-        machine = hosts.plug_into(machine, model, [&places[0], &places[1]], queues);
-    }
-    machine = machine
-        .nic(&format!("vmxnet3,romfile=,addr=0x{}", &STRANGER[8..10]))
-        .nic(&format!("{virtio},romfile=,multifunction=on,addr=0x{}.0", &SHARED[8..10]))
-        .nic(&format!("{virtio},romfile=,addr=0x{}.1", &SHARED[8..10]));
-    let run = |session: &mut Session| {
-        failures(session)?;
-        for (hosts, nics) in hosts.iter().zip([IGB, E1000E, VIRTIO]) {
-            let start = Instant::now();
-            let options = if nics == VIRTIO { "queues=2" } else { "" };
-            let ports = nics.map(|nic| port(nic, options));
-            let wire = session.wire(nics[0], nics[1])?;
-            let arguments = format!("{} --queues-per-worker 2 --no-mac-updating", l2fwd_ports(&ports));
-            forwarder::start(session, &wire, &arguments)?;
-            if nics == VIRTIO {
-                let traffic = Traffic { frames: FRAMES, flows: 64, ..Traffic::default() };
-                let tallies = wire.run(&traffic).unwrap();
-                assert!(tallies.is_perfect(FRAMES, true), "{tallies:?}");
-            }
-            hosts.ping_and_transfer();
-            let said = refused(session, &format!("l2fwd --port {} --port mem:null --duration 1", ports[0]))?;
-            assert!(said.contains("is in use by") && said.contains("l2fwd"), "{said}");
-            let (report, said) = forwarder::stop(session)?;
-            assert_books(&report, if nics == VIRTIO { FRAMES } else { 0 });
-            assert!(number(&report, "/ports/0/rx_bytes") > 50_000_000, "{report:#} {said:#?}");
-            let packets: Vec<u64> = report["workers"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|worker| worker["packets"].as_u64().unwrap())
-                .collect();
-            println!("{ports:?}: {packets:?} packets by worker in {:.1} s", start.elapsed().as_secs_f64());
-            if nics == VIRTIO {
-                assert!(packets.len() == 2 && packets.iter().all(|share| *share > FRAMES / 2), "{report:#}");
-            }
-        }
-        Ok(())
-    };
-    machine.converse(&kit, run).unwrap_or_else(|error| panic!("{error}"));
-}
-
-#[test]
-fn guest_by_hand() {
-    let kit = kit("by hand").unwrap();
-    let guest = build_static("guest", "guest").unwrap_or_else(|error| panic!("{error}"));
-    let [l2fwd, isoplane, busy] =
-        ["l2fwd", "isoplane", "busy"].map(|program| build(program).unwrap_or_else(|error| panic!("{error}")));
-    let run = |session: &mut Session| {
-        for part in std::env::var("PARTS").unwrap().split(',') {
-            match part {
-                "pairs" => all_pairs(session)?,
-                "shares" => shares(session)?,
-                "faults" => faults(session)?,
-                "binds" => binds_and_is_killed(session)?,
-                "strict" => strict(session)?,
-                _ => panic!(),
-            }
-        }
-        Ok(())
-    };
-    machine("by-hand")
-        .file("bin/busy", &busy)
-        .file("bin/l2fwd", &l2fwd)
-        .file("bin/isoplane", &isoplane)
-        .file("bin/guest", &guest)
-        .timeout(Duration::from_secs(200))
-        .converse(&kit, run)
-        .unwrap_or_else(|error| panic!("{error}"));
 }

@@ -35,6 +35,14 @@ impl Frame {
         handle
     }
 
+    /// Frees the frames of handles of one pool, which the caller owned and forgets.
+    #[inline(always)]
+    pub(crate) fn free_handles(handles: &[u32]) {
+        if let [first, ..] = handles {
+            registry::slot(*first).pool().free_list.give(handles);
+        }
+    }
+
     /// Whether `length` bytes from `offset` on may be a packet's data.
     #[inline(always)]
     pub(crate) fn has_room(&self, offset: usize, length: usize) -> bool {

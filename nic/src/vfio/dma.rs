@@ -177,9 +177,9 @@ impl PoolMapping {
         &self.pool
     }
 
-    /// The device's address of the pool's first byte.
+    /// The device's address of the pool's first byte, to which a frame's [`region_offset`](Frame::region_offset) is added.
     #[inline(always)]
-    pub(crate) fn start(&self) -> u64 {
+    pub(crate) fn base(&self) -> u64 {
         self.iova
     }
 
@@ -230,6 +230,11 @@ impl DmaBuffer {
     /// The device's address of its first byte.
     pub(crate) fn iova(&self) -> u64 {
         self.iova
+    }
+
+    /// Where it is, for rings: what is there is read and written as volatile, while the buffer lives.
+    pub(crate) fn pointer(&self) -> NonNull<u8> {
+        self.base
     }
 
     /// Bytes.

@@ -47,7 +47,7 @@ impl HangDetector {
                 now.saturating_duration_since(since) >= self.patience
             }
             _ => {
-                *seen = (head != tail && may_send).then(|| (head, now));
+                *seen = (head != tail && may_send).then_some((head, now));
                 false
             }
         }

@@ -5,12 +5,12 @@
 pub(crate) mod checksum;
 pub(crate) mod filters;
 pub(crate) mod format;
-pub(crate) mod frames;
 pub(crate) mod hang;
 pub(crate) mod mdic;
 #[cfg(test)]
 pub(crate) mod model;
 pub(crate) mod poll;
+pub(crate) mod ring;
 pub(crate) mod rss;
 pub(crate) mod rx;
 pub(crate) mod statistics;

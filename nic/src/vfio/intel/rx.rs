@@ -6,11 +6,11 @@
 
 use super::DESCRIPTOR_BYTES;
 use super::format::RxFormat;
-use super::frames::FrameRing;
+use super::ring::{Buffers, Descriptors, FrameRing};
 use crate::counters::{DropReason, QueueCounters};
 use crate::memory::{BATCH_SIZE, Batch, Frame, Fresh, Packet};
 use crate::port::{PortId, RxQueue};
-use crate::vfio::dma::{DmaBuffer, PoolMapping, observe};
+use crate::vfio::dma::{PoolMapping, observe};
 use crate::vfio::gate::{Gate, Turn};
 use crate::vfio::nic::Halt;
 use crate::vfio::registers::TailRegister;
@@ -47,7 +47,7 @@ pub(crate) struct RxParts<'a> {
 /// The queue; `F` is how it reads its descriptors.
 pub(crate) struct IntelRx<F: RxFormat> {
     gate: Arc<Gate>,
-    ring: DmaBuffer,
+    ring: Descriptors,
     frames: FrameRing,
     mapping: Arc<PoolMapping>,
     fresh: Fresh,
@@ -82,9 +82,10 @@ impl<F: RxFormat> IntelRx<F> {
         let mapping = Arc::clone(parts.frames);
         let pool = mapping.pool();
         let fresh = pool.fresh(0, parts.id);
+        let buffer = parts.halt.function().dma().allocate(usize::from(parts.size) * DESCRIPTOR_BYTES)?;
         let mut queue = Self {
             gate: parts.gate,
-            ring: parts.halt.function().dma().allocate(usize::from(parts.size) * DESCRIPTOR_BYTES)?,
+            ring: Descriptors::new(buffer, parts.size),
             frames: FrameRing::new(parts.size),
             fresh,
             refill: REFILL.min(usize::from(parts.size) / 4).max(1),
@@ -109,12 +110,12 @@ impl<F: RxFormat> IntelRx<F> {
 
     /// The device's address of the ring, and its length in bytes.
     pub(crate) fn ring(&self) -> (u64, usize) {
-        (self.ring.iova(), self.frames.size() * DESCRIPTOR_BYTES)
+        self.ring.place()
     }
 
     /// Gives the device the buffers: after the queue was enabled.
     pub(crate) fn start(&self) {
-        self.tail.write32(self.frames.tail() as u32);
+        self.tail.write32(self.frames.tail_index());
     }
 
     /// Its counters, for what the device counts.
@@ -126,26 +127,31 @@ impl<F: RxFormat> IntelRx<F> {
     #[inline]
     fn fill(&mut self) -> bool {
         let before = self.frames.tail();
+        let buffers = Buffers { pool: self.mapping.pool(), base: self.mapping.base(), fresh: self.fresh };
         while self.frames.free() >= self.refill {
             let wanted = self.frames.free().min(BATCH_SIZE);
-            let (ring, frames, mapping, fresh) = (&self.ring, &mut self.frames, &self.mapping, self.fresh);
-            let got = mapping.pool().allocate_frames(wanted, |frame| {
-                give(ring, frames.tail(), &frame, mapping, fresh);
-                // There is room, for so many were asked for.
-                if let Err(frame) = frames.push(frame) {
-                    drop(frame);
-                }
-            });
-            if got < wanted {
+            if self.frames.give_buffers(&self.ring, &buffers, wanted) < wanted {
                 break;
             }
         }
         self.frames.tail() != before
     }
 
-    /// All that is not a whole packet in one buffer.
+    /// Takes the next one where it is no whole packet in one buffer; false where there is none.
     #[cold]
     #[inline(never)]
+    fn receive_unusual(&mut self, batch: &mut Batch, bytes: &mut u64) -> bool {
+        let word = self.ring.read(self.frames.head());
+        if word & F::DONE == 0 {
+            return false;
+        }
+        // None where the device says so of a place that has no frame.
+        let Some(frame) = self.frames.pop() else { return false };
+        *bytes += self.unusual(frame, word, batch);
+        true
+    }
+
+    /// What a descriptor says that is not alone.
     fn unusual(&mut self, frame: Frame, word: u64, batch: &mut Batch) -> u64 {
         let (end, length) = (word & F::END != 0, F::length(word));
         if self.chain.skipping {
@@ -195,7 +201,7 @@ impl<F: RxFormat> IntelRx<F> {
     fn count_unread(&mut self) {
         let mut ends = 0;
         for ahead in 0..self.frames.len() {
-            let word = self.ring.read64(self.frames.index(ahead) * DESCRIPTOR_BYTES + 8);
+            let word = self.ring.read(self.frames.head().wrapping_add(ahead as u32));
             if word & F::DONE == 0 {
                 break;
             }
@@ -218,21 +224,12 @@ impl<F: RxFormat> IntelRx<F> {
             self.count_unread();
             self.chain = Chain { limit: self.chain.limit, ..Chain::default() };
             self.frames.rewind();
-            let (ring, mapping, fresh) = (&self.ring, &self.mapping, self.fresh);
-            self.frames.for_each(|index, frame| give(ring, index, frame, mapping, fresh));
+            let buffers = Buffers { pool: self.mapping.pool(), base: self.mapping.base(), fresh: self.fresh };
+            self.frames.give_again(&self.ring, &buffers);
             self.restarted = true;
             self.gate.ready();
         }
     }
-}
-
-/// Writes the descriptor at `index` for a buffer that is to be filled.
-#[inline(always)]
-fn give(ring: &DmaBuffer, index: usize, frame: &Frame, mapping: &PoolMapping, fresh: Fresh) {
-    let offset = u64::from(fresh.offset(frame.handle()));
-    ring.write64(index * DESCRIPTOR_BYTES, mapping.iova(frame) + offset);
-    // Takes what the device wrote back the last time away.
-    ring.write64(index * DESCRIPTOR_BYTES + 8, 0);
 }
 
 impl<F: RxFormat> RxQueue for IntelRx<F> {
@@ -243,28 +240,20 @@ impl<F: RxFormat> RxQueue for IntelRx<F> {
         }
         let before = batch.len();
         let mut bytes = 0;
-        while batch.room() > 0 {
-            let word = self.ring.read64(self.frames.head() * DESCRIPTOR_BYTES + 8);
-            if word & F::DONE == 0 {
+        loop {
+            if self.chain.is_idle() {
+                let (ring, fresh, most) = (&self.ring, self.fresh, self.buffer_bytes);
+                bytes += if self.checksum {
+                    self.frames.receive_whole::<F>(ring, batch, fresh, most, true)
+                } else {
+                    self.frames.receive_whole::<F>(ring, batch, fresh, most, false)
+                };
+            }
+            // The next one is not done yet, as a rule.
+            let done = self.ring.read(self.frames.head()) & F::DONE != 0;
+            if !done || batch.room() == 0 || !self.receive_unusual(batch, &mut bytes) {
                 break;
             }
-            // None where the device says so of a place that has no frame.
-            let Some(frame) = self.frames.pop() else { break };
-            let length = F::length(word);
-            let whole = word & (F::END | F::DAMAGED) == F::END
-                && length.wrapping_sub(1) < self.buffer_bytes
-                && self.chain.is_idle();
-            if !whole {
-                bytes += self.unusual(frame, word, batch);
-                continue;
-            }
-            let offset = self.fresh.offset(frame.handle());
-            let mut packet = Packet::new(frame.into_handle(), offset, length as u16, self.fresh.port);
-            if self.checksum {
-                packet.set_checksum(F::checksum(word));
-            }
-            bytes += length as u64;
-            drop(batch.push(packet));
         }
         observe();
         if batch.len() > before {

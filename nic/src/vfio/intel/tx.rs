@@ -7,11 +7,11 @@
 use super::DESCRIPTOR_BYTES;
 use super::checksum::{self, Offload};
 use super::format::TxFormat;
-use super::frames::FrameRing;
+use super::ring::{Descriptors, FrameRing};
 use crate::counters::{DropReason, QueueCounters};
-use crate::memory::{Batch, Packet, Returned};
+use crate::memory::{Batch, Packet};
 use crate::port::TxQueue;
-use crate::vfio::dma::{DmaBuffer, PoolMapping, observe};
+use crate::vfio::dma::{PoolMapping, observe};
 use crate::vfio::gate::{Gate, Turn};
 use crate::vfio::nic::Halt;
 use crate::vfio::registers::TailRegister;
@@ -74,8 +74,8 @@ impl Carrier {
 /// A descriptor that the device reports on.
 #[derive(Default)]
 struct Report {
-    /// Its index.
-    index: u32,
+    /// Its place.
+    place: u32,
     /// Places from the last report's to this one.
     places: u32,
     /// Packets in them.
@@ -88,13 +88,12 @@ struct Report {
 pub(crate) struct IntelTx<F: TxFormat> {
     gate: Arc<Gate>,
     carrier: Arc<Carrier>,
-    ring: DmaBuffer,
+    ring: Descriptors,
     frames: FrameRing,
     /// Reports that have not come; never more than the ring has places, so it never grows.
     reports: VecDeque<Report>,
     /// What was written since the last one that was asked for.
     open: Report,
-    returned: Returned,
     mapping: Arc<PoolMapping>,
     pool_number: u32,
     max_packet_len: usize,
@@ -114,14 +113,14 @@ pub(crate) struct IntelTx<F: TxFormat> {
 impl<F: TxFormat> IntelTx<F> {
     /// A queue with an empty ring.
     pub(crate) fn new(parts: TxParts<'_>) -> io::Result<Self> {
+        let buffer = parts.halt.function().dma().allocate(usize::from(parts.size) * DESCRIPTOR_BYTES)?;
         Ok(Self {
             gate: parts.gate,
             carrier: Arc::clone(parts.carrier),
-            ring: parts.halt.function().dma().allocate(usize::from(parts.size) * DESCRIPTOR_BYTES)?,
+            ring: Descriptors::new(buffer, parts.size),
             frames: FrameRing::new(parts.size),
             reports: VecDeque::with_capacity(parts.size.into()),
             open: Report::default(),
-            returned: Returned::default(),
             mapping: Arc::clone(parts.frames),
             pool_number: parts.frames.pool().number(),
             max_packet_len: parts.max_packet_len,
@@ -138,7 +137,7 @@ impl<F: TxFormat> IntelTx<F> {
 
     /// The device's address of the ring, and its length in bytes.
     pub(crate) fn ring(&self) -> (u64, usize) {
-        (self.ring.iova(), self.frames.size() * DESCRIPTOR_BYTES)
+        self.ring.place()
     }
 
     /// Its counters, for what the device counts.
@@ -151,21 +150,16 @@ impl<F: TxFormat> IntelTx<F> {
     fn reclaim(&mut self) {
         let (mut packets, mut bytes) = (0, 0);
         while let Some(report) = self.reports.front() {
-            if self.ring.read64(report.index as usize * DESCRIPTOR_BYTES + 8) & F::DONE == 0 {
+            if self.ring.read(report.place) & F::DONE == 0 {
                 break;
             }
-            for _ in 0..report.places {
-                if let Some(frame) = self.frames.pop() {
-                    self.returned.add(frame);
-                }
-            }
+            self.frames.free_front(report.places as usize);
             packets += u64::from(report.packets);
             bytes += u64::from(report.bytes);
             self.reports.pop_front();
         }
         if packets > 0 {
             observe();
-            self.returned.free();
             self.counters.packets.add(packets);
             self.counters.bytes.add(bytes);
             self.counters.held.set(self.frames.len() as u64);
@@ -175,32 +169,61 @@ impl<F: TxFormat> IntelTx<F> {
     /// Puts packets from the front of `batch` on the ring, as many as there is room for.
     #[inline]
     fn send(&mut self, batch: &mut Batch) {
-        let count = self.fitting(batch);
         let before = self.frames.tail();
-        batch.drain_front(count, |packet| self.put(packet));
+        if self.is_plain(batch) {
+            self.send_plain(batch);
+        } else {
+            let count = self.fitting(batch);
+            batch.drain_front(count, |packet| self.put(packet));
+        }
         if self.frames.tail() == before {
             return;
         }
         if self.open.places > 0 {
             self.ask_report();
         }
-        self.tail.write32(self.frames.tail() as u32);
+        self.tail.write32(self.frames.tail_index());
         self.busy = true;
         self.counters.held.set(self.frames.len() as u64);
     }
 
-    /// How many packets from the front of the batch there is room for.
+    /// Whether all packets are whole in one segment of our pool, of a length that can be sent, and want nothing.
     #[inline(always)]
-    fn fitting(&self, batch: &Batch) -> usize {
-        let unusual = |packet: &Packet| packet.is_chained() | (self.checksum & packet.wants_checksum());
-        if batch.iter().fold(false, |any, packet| any | unusual(packet)) {
-            return self.fitting_unusual(batch);
-        }
-        batch.len().min(self.frames.free())
+    fn is_plain(&self, batch: &Batch) -> bool {
+        let span = (self.max_packet_len - LEAST_LENGTH) as u32;
+        let asks = self.checksum;
+        // Without a branch for each.
+        let unusual = batch.iter().fold(false, |unusual, packet| {
+            unusual
+                | ((packet.len() as u32).wrapping_sub(LEAST_LENGTH as u32) > span)
+                | packet.is_chained()
+                | (packet.pool_number() != self.pool_number)
+                | (asks & packet.wants_checksum())
+        });
+        !unusual
     }
 
+    /// Sends what there is room for.
+    #[inline(always)]
+    fn send_plain(&mut self, batch: &mut Batch) {
+        let mut left = batch.len().min(self.frames.free());
+        while left > 0 {
+            let count = left.min((REPORT_EVERY - self.open.places) as usize);
+            let (bytes, word) = self.frames.send_whole::<F>(&self.ring, batch, self.mapping.base(), count);
+            self.last_word = word;
+            self.open.places += count as u32;
+            self.open.packets += count as u32;
+            self.open.bytes += bytes as u32;
+            left -= count;
+            if self.open.places >= REPORT_EVERY {
+                self.ask_report();
+            }
+        }
+    }
+
+    /// How many packets from the front of the batch there is room for.
     #[cold]
-    fn fitting_unusual(&self, batch: &Batch) -> usize {
+    fn fitting(&self, batch: &Batch) -> usize {
         let mut left = self.frames.free();
         let fits = |packet: &&Packet| {
             // Those with more segments are dropped, and must not wait for room that there never is.
@@ -218,44 +241,20 @@ impl<F: TxFormat> IntelTx<F> {
         MAX_SEGMENTS.min(self.frames.size() - 2)
     }
 
-    /// Writes a packet's descriptors; there is room for them.
-    #[inline(always)]
-    fn put(&mut self, packet: Packet) {
-        let length = packet.len();
-        // One comparison for the packet that is like all others.
-        let unusual = length.wrapping_sub(LEAST_LENGTH) > self.max_packet_len.wrapping_sub(LEAST_LENGTH)
-            || packet.is_chained()
-            || packet.pool_number() != self.pool_number
-            || self.checksum && packet.wants_checksum();
-        if unusual {
-            return self.put_unusual(packet);
-        }
-        if self.put_segment(packet, length, true, None) {
-            self.close(length);
-        } else {
-            // A packet before this one needed more places than `fitting` could know of.
-            self.counters.drops(DropReason::TxRingFull).add(1);
-        }
-    }
-
-    /// Writes the next descriptor, for the first segment of a packet of `total` bytes; false, and the segment is freed, where there is no room.
-    #[inline(always)]
-    fn put_segment(&mut self, segment: Packet, total: usize, end: bool, offload: Option<&Offload>) -> bool {
+    /// Writes the next descriptor, for the first segment of a packet of `total` bytes.
+    fn put_segment(&mut self, segment: Packet, total: usize, end: bool, offload: Option<&Offload>) {
         let (offset, length) = (segment.offset() as u64, segment.len() as u32);
         let frame = segment.into_frame();
-        let (place, address) = (self.frames.tail() * DESCRIPTOR_BYTES, self.mapping.iova(&frame) + offset);
-        let fits = self.frames.push(frame).is_ok();
-        if fits {
+        let (place, address) = (self.frames.tail(), self.mapping.iova(&frame) + offset);
+        // There is room: `make_sendable` has looked.
+        if self.frames.push(frame).is_ok() {
             self.last_word = F::data(length, total as u32, end, offload);
-            self.ring.write64(place, address);
-            self.ring.write64(place + 8, self.last_word);
+            self.ring.write(place, [address, self.last_word]);
             self.open.places += 1;
         }
-        fits
     }
 
     /// Behind the last descriptor of a packet of `length` bytes.
-    #[inline(always)]
     fn close(&mut self, length: usize) {
         self.open.packets += 1;
         self.open.bytes += length as u32;
@@ -267,15 +266,15 @@ impl<F: TxFormat> IntelTx<F> {
     /// Has the device report on the last descriptor, which ends a packet.
     #[inline]
     fn ask_report(&mut self) {
-        let index = self.frames.last();
-        self.ring.write64(index * DESCRIPTOR_BYTES + 8, self.last_word | F::REPORT);
-        self.reports.push_back(Report { index: index as u32, ..mem::take(&mut self.open) });
+        let place = self.frames.tail().wrapping_sub(1);
+        self.ring.write_second(place, self.last_word | F::REPORT);
+        self.reports.push_back(Report { place, ..mem::take(&mut self.open) });
     }
 
-    /// A packet that is chained, short, long, of another pool, or wants checksums.
+    /// Writes a packet's descriptors; there is room for what `fitting` lets through, as a rule.
     #[cold]
     #[inline(never)]
-    fn put_unusual(&mut self, mut packet: Packet) {
+    fn put(&mut self, mut packet: Packet) {
         let total = packet.total_len();
         let refused = if total < ETHERNET_HEADER {
             Some(DropReason::TxUndersize)
@@ -295,10 +294,7 @@ impl<F: TxFormat> IntelTx<F> {
         };
         let known = |offload: &Offload| F::KEEPS_CONTEXT && self.context == Some(*offload);
         if let Some(offload) = offload.filter(|offload| !known(offload)) {
-            let place = self.frames.tail() * DESCRIPTOR_BYTES;
-            for (at, word) in F::context(&offload).into_iter().enumerate() {
-                self.ring.write64(place + at * 8, word);
-            }
+            self.ring.write(self.frames.tail(), F::context(&offload));
             self.frames.push_nothing();
             self.open.places += 1;
             self.context = Some(offload);
@@ -309,7 +305,6 @@ impl<F: TxFormat> IntelTx<F> {
             rest = segment.split_first();
             if !segment.is_empty() {
                 segments -= 1;
-                // There is room: `make_sendable` has looked.
                 self.put_segment(segment, padded, segments == 0, offload.as_ref());
             }
         }
@@ -362,7 +357,7 @@ impl<F: TxFormat> IntelTx<F> {
         self.reclaim();
         let unsent: u64 = self.reports.drain(..).map(|report| u64::from(report.packets)).sum();
         self.counters.drops(DropReason::TxUnsent).add(unsent);
-        self.frames.truncate(0);
+        self.frames.clear();
         self.counters.held.set(0);
     }
 
@@ -412,12 +407,11 @@ impl<F: TxFormat> TxQueue for IntelTx<F> {
     /// Never; but it is asked when nobody sends, too, and a frame on a ring is one that nobody can use.
     #[inline]
     fn needs_doorbell(&mut self) -> bool {
-        if !mem::take(&mut self.busy) {
-            match self.gate.closed() {
-                Some(turn) => self.at_the_gate(turn),
-                None if self.frames.len() > 0 => self.reclaim(),
-                None => {}
-            }
+        // A queue that has nothing to send must answer at its gate, too.
+        if let Some(turn) = self.gate.closed() {
+            self.at_the_gate(turn);
+        } else if !mem::take(&mut self.busy) && self.frames.len() > 0 {
+            self.reclaim();
         }
         false
     }

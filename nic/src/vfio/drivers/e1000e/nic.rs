@@ -148,6 +148,7 @@ impl E1000eNic {
     }
 
     fn run(&mut self) {
+        self.count();
         let up = matches!(phy::link(self.chip.read(STATUS)), LinkState::Up { .. });
         self.set_carrier(up);
         let mut hung = None;
@@ -224,9 +225,8 @@ impl Nic for E1000eNic {
         if self.is_going() {
             return self.give_up("all registers read as ones: it was unplugged, or has lost its power");
         }
-        self.count();
         if self.halt.is_halted() {
-            return;
+            return self.count();
         }
         match mem::replace(&mut self.state, State::Running) {
             State::Running => self.run(),

@@ -218,8 +218,12 @@ pub(super) mod tctl {
     pub(crate) const PSP: u32 = 1 << 3;
     /// Collision Threshold: 15 tries.
     pub(crate) const CT: u32 = 15 << 4;
+    /// Its field.
+    pub(crate) const CT_MASK: u32 = 0xFF << 4;
     /// Collision Distance: 63 byte times, for full duplex.
     pub(crate) const COLD: u32 = 63 << 12;
+    /// Its field.
+    pub(crate) const COLD_MASK: u32 = 0x3FF << 12;
     /// Re-transmit on Late Collision.
     pub(crate) const RTLC: u32 = 1 << 24;
     /// Multiple Request Support: more than one read is under way.

@@ -14,6 +14,8 @@ use std::time::Duration;
 const MASTER_DISABLE: Duration = Duration::from_millis(80);
 /// Between the last transmission's start and the reset. A model needs none.
 const SETTLE: Duration = Duration::from_millis(if cfg!(test) { 0 } else { 10 });
+/// Until the firmware lets the PHY's bus go.
+const OWNERSHIP: Duration = Duration::from_millis(10);
 /// Until the reset has ended and the NVM has been read: it takes a few milliseconds.
 const RESET: Duration = Duration::from_millis(500);
 /// Then the firmware configures the PHY, and says nothing when it is done.
@@ -24,6 +26,8 @@ pub(super) fn quiesce(chip: &Chip) {
     chip.write(IMC, u32::MAX);
     chip.write(RCTL, 0);
     chip.write(TCTL, tctl::PSP);
+    // The PHY's bus is to be ours before a reset: the firmware must not be in the middle of an access (10.2.2, EXTCNF_CTRL).
+    chip.modify(EXTCNF_CTRL, 0, extcnf_ctrl::MDIO_SW_OWNERSHIP);
     chip.modify(CTRL, 0, ctrl::GIO_MASTER_DISABLE);
     chip.flush();
 }
@@ -57,6 +61,8 @@ pub(super) fn reset(chip: &Chip) -> Result<(), NicError> {
         // Some request never ends. The reset mends that, too; the data sheet only says that it should be tried without.
         Ok(_) | Err(Ended::Late(_)) => {}
     }
+    // A firmware that keeps the bus is no reason to keep out; nor is a device that goes meanwhile, which is seen next.
+    let _ = poll::until_bits(registers, EXTCNF_CTRL, extcnf_ctrl::MDIO_SW_OWNERSHIP, true, OWNERSHIP);
     thread::sleep(SETTLE);
     start(chip);
     // The registers must not be read for a microsecond.

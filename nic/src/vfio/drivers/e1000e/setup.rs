@@ -113,7 +113,9 @@ impl Setup {
         }
         chip.write(TIPG, TIPG_RECOMMENDED);
         if !self.tx.is_empty() {
-            chip.write(TCTL, tctl::EN | tctl::PSP | tctl::CT | tctl::COLD | tctl::RTLC | tctl::MULR);
+            // What it has besides, the threshold for read requests, is as the reset has left it.
+            let on = tctl::EN | tctl::PSP | tctl::CT | tctl::COLD | tctl::RTLC | tctl::MULR;
+            chip.modify(TCTL, tctl::CT_MASK | tctl::COLD_MASK, on);
         }
     }
 

@@ -291,7 +291,7 @@ impl<R: Ring> VirtioRx<R> {
     /// Fills the ring; true where the device wants to hear of it.
     fn fill(&mut self) -> bool {
         let Placement { first, last, .. } = self.parts.placement;
-        let start = self.frames.start() - header::BYTES as u64;
+        let start = self.frames.base() - header::BYTES as u64;
         let mut offset = self.offset;
         loop {
             let wanted = self.ledger.row().min(BATCH_SIZE);

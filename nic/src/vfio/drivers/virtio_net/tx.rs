@@ -198,7 +198,7 @@ impl<R: Ring> VirtioTx<R> {
     /// Puts the first `count` packets in a row, all of them as usual.
     #[inline(always)]
     fn put_row(&mut self, batch: &mut Batch, count: usize) {
-        let start = self.frames.start();
+        let start = self.frames.base();
         let mut put = self.ring.putting(self.ledger.next(), count);
         let mut entries = self.ledger.back().iter_mut();
         batch.drain_front(count, |packet| {

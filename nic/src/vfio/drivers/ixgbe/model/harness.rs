@@ -63,6 +63,11 @@ impl Model {
         assert_eq!((self.iommu.mappings(), self.iommu.faults()), (0, 0));
     }
 
+    /// Whether it is a bus master.
+    pub(in crate::vfio::drivers::ixgbe) fn reaches_memory(&self) -> bool {
+        self.lock().bus_master
+    }
+
     /// A register's value, without a look that counts.
     pub(in crate::vfio::drivers::ixgbe) fn peek(&self, name: &str, index: usize) -> u32 {
         self.lock().get(name, index)
