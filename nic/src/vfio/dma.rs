@@ -11,6 +11,7 @@ use super::iova::{IovaAllocator, PAGE};
 use crate::memory::{Frame, PageSize, Pool};
 use crate::sys;
 use std::io;
+use std::marker::PhantomData;
 use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
@@ -258,6 +259,86 @@ impl DmaBuffer {
     /// Sets all of it to zero.
     pub(crate) fn clear(&self) {
         (0..self.length).step_by(8).for_each(|offset| self.write64(offset, 0));
+    }
+}
+
+impl DmaBuffer {
+    /// `count` elements of `STRIDE` bytes, the first one at `offset`: checked here, once for all of them.
+    #[inline(always)]
+    pub(crate) fn row<const STRIDE: usize>(&self, offset: usize, count: usize) -> Row<'_, STRIDE> {
+        let bytes = count * STRIDE;
+        assert!(
+            offset.is_multiple_of(Row::<STRIDE>::ALIGN)
+                && offset <= self.length
+                && bytes <= self.length - offset
+        );
+        // SAFETY: both are inside the mapping, or just behind it.
+        let (next, end) = unsafe { (self.base.as_ptr().add(offset), self.base.as_ptr().add(offset + bytes)) };
+        Row { next, end, buffer: PhantomData }
+    }
+}
+
+/// Elements that follow each other in a buffer.
+pub(crate) struct Row<'a, const STRIDE: usize> {
+    next: *mut u8,
+    end: *mut u8,
+    buffer: PhantomData<&'a DmaBuffer>,
+}
+
+impl<const STRIDE: usize> Row<'_, STRIDE> {
+    /// What elements are aligned to.
+    const ALIGN: usize = if STRIDE.is_multiple_of(16) { 16 } else { 4 };
+}
+
+impl<'a, const STRIDE: usize> Iterator for Row<'a, STRIDE> {
+    type Item = Element<'a, STRIDE>;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Element<'a, STRIDE>> {
+        if self.next == self.end {
+            return None;
+        }
+        let base = self.next;
+        // SAFETY: it is a multiple of the stride before the end.
+        self.next = unsafe { base.add(STRIDE) };
+        Some(Element { base, buffer: PhantomData })
+    }
+}
+
+/// One of them.
+pub(crate) struct Element<'a, const STRIDE: usize> {
+    base: *mut u8,
+    buffer: PhantomData<&'a DmaBuffer>,
+}
+
+impl<const STRIDE: usize> Element<'_, STRIDE> {
+    #[inline(always)]
+    fn place<const AT: usize, T>(&self) -> *mut T {
+        const { assert!(AT + size_of::<T>() <= STRIDE && AT.is_multiple_of(size_of::<T>())) };
+        const { assert!(size_of::<T>() <= Row::<STRIDE>::ALIGN) };
+        // SAFETY: inside the element.
+        unsafe { self.base.add(AT).cast() }
+    }
+
+    /// One volatile load, little-endian.
+    #[inline(always)]
+    pub(crate) fn read32<const AT: usize>(&self) -> u32 {
+        // SAFETY: inside the mapping, which lives as long as the buffer that is borrowed, and aligned; any bits are a valid integer.
+        u32::from_le(unsafe { self.place::<AT, u32>().read_volatile() })
+    }
+
+    /// One volatile load, little-endian.
+    #[inline(always)]
+    pub(crate) fn read64<const AT: usize>(&self) -> u64 {
+        // SAFETY: as above.
+        u64::from_le(unsafe { self.place::<AT, u64>().read_volatile() })
+    }
+
+    /// One volatile store, little-endian.
+    #[inline(always)]
+    pub(crate) fn write64<const AT: usize>(&self, value: u64) {
+        // SAFETY: as above; the mapping is writable, and no reference to its bytes is ever made.
+        unsafe { self.place::<AT, u64>().write_volatile(value.to_le()) }
     }
 }
 

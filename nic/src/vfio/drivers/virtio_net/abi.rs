@@ -22,7 +22,6 @@ pub(super) mod pci {
 
 /// `struct virtio_pci_cap` (4.1.4): offsets of its fields, and what `cfg_type` says.
 pub(super) mod cap {
-    pub(in super::super) const LENGTH: u16 = 2;
     pub(in super::super) const CFG_TYPE: u16 = 3;
     pub(in super::super) const BAR: u16 = 4;
     pub(in super::super) const OFFSET: u16 = 8;

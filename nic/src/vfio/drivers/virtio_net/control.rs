@@ -108,7 +108,7 @@ impl<R: Ring> Control for ControlQueue<R> {
             }
             std::thread::yield_now();
         };
-        self.ring.consume(2);
+        self.ring.consume(1, 2);
         if used.id != head & (self.size - 1) {
             return Err(self.failed(command, "answers what it was not told"));
         }

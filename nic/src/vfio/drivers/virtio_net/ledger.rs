@@ -19,7 +19,7 @@ const MEMBER: u64 = UNUSUAL | 1 << 62;
 const NO_FRAME: u32 = u32::MAX;
 
 /// One descriptor's entry: a frame's handle, and a note of at most 30 bits.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Entry(u64);
 
 impl Entry {
@@ -37,6 +37,18 @@ impl Entry {
     /// Another one of a chain.
     pub(super) fn member(frame: Frame) -> Self {
         Self(MEMBER | u64::from(frame.into_handle()))
+    }
+
+    /// Whether it is that of a buffer by itself, and outstanding.
+    #[inline(always)]
+    pub(super) fn is_single(self) -> bool {
+        self.0 & UNUSUAL == 0
+    }
+
+    /// The frame's handle, of a single one.
+    #[inline(always)]
+    pub(super) fn handle(self) -> u32 {
+        self.0 as u32
     }
 
     /// The note of a single one.
@@ -64,7 +76,7 @@ impl Entry {
 
 /// The books. Counters run on without a bound; a descriptor is theirs modulo the size, a power of two.
 pub(super) struct Ledger {
-    entries: Box<[u64]>,
+    entries: Box<[Entry]>,
     mask: u32,
     next: u32,
     clean: u32,
@@ -73,7 +85,12 @@ pub(super) struct Ledger {
 impl Ledger {
     /// Empty ones for a ring of `size` descriptors, a power of two.
     pub(super) fn new(size: u16) -> Self {
-        Self { entries: vec![EMPTY; usize::from(size)].into(), mask: u32::from(size) - 1, next: 0, clean: 0 }
+        Self {
+            entries: vec![Entry(EMPTY); usize::from(size)].into(),
+            mask: u32::from(size) - 1,
+            next: 0,
+            clean: 0,
+        }
     }
 
     /// The number of the next buffer.
@@ -94,37 +111,61 @@ impl Ledger {
         self.mask - self.outstanding()
     }
 
-    /// Enters the next descriptor. There is room; after the last one of a burst comes [`seal`](Self::seal).
+    /// The number of the oldest buffer.
     #[inline(always)]
+    pub(super) fn clean(&self) -> u32 {
+        self.clean
+    }
+
+    /// The entries from the oldest on, up to the end of the ring. Behind the outstanding ones is one that is not [single](Entry::is_single).
+    #[inline(always)]
+    pub(super) fn front(&self) -> &[Entry] {
+        self.entries.get((self.clean & self.mask) as usize..).unwrap_or(&[])
+    }
+
+    /// Takes the first `count` entries of the front back; the caller has read them, and they were single.
+    #[inline(always)]
+    pub(super) fn advance(&mut self, count: usize) {
+        self.clean = self.clean.wrapping_add(count as u32);
+    }
+
+    /// How many descriptors there may be entered in a row, up to the end of the ring.
+    #[inline(always)]
+    pub(super) fn row(&self) -> usize {
+        self.room().min(self.mask + 1 - (self.next & self.mask)) as usize
+    }
+
+    /// The entries of that row: to be written, and then counted by [`entered`](Self::entered).
+    #[inline(always)]
+    pub(super) fn back(&mut self) -> &mut [Entry] {
+        let (from, count) = ((self.next & self.mask) as usize, self.row());
+        self.entries.get_mut(from..from + count).unwrap_or(&mut [])
+    }
+
+    /// So many of the row were written. After the last ones of a burst comes [`seal`](Self::seal).
+    #[inline(always)]
+    pub(super) fn entered(&mut self, count: usize) {
+        debug_assert!(count as u32 <= self.room());
+        self.next = self.next.wrapping_add(count as u32);
+    }
+
+    /// Enters the next descriptor. There is room.
     pub(super) fn enter(&mut self, entry: Entry) {
-        debug_assert!(self.room() > 0);
-        if let Some(place) = self.entries.get_mut((self.next & self.mask) as usize) {
-            *place = entry.0;
+        if let Some(place) = self.back().first_mut() {
+            *place = entry;
         }
-        self.next = self.next.wrapping_add(1);
+        self.entered(1);
     }
 
     /// Marks the end of what is outstanding, before the device hears of it.
     #[inline(always)]
     pub(super) fn seal(&mut self) {
         if let Some(place) = self.entries.get_mut((self.next & self.mask) as usize) {
-            *place = EMPTY;
+            *place = Entry(EMPTY);
         }
     }
 
-    /// Takes back a buffer of one descriptor that comes in order; `None` for all others, which [`settle_any`](Self::settle_any) is for.
-    #[inline(always)]
-    pub(super) fn settle(&mut self, id: u32) -> Option<Entry> {
-        let entry = *self.entries.get(id as usize)?;
-        // An empty entry is unusual, and so is the one behind the last outstanding one.
-        if id != self.clean & self.mask || entry & UNUSUAL != 0 {
-            return None;
-        }
-        self.clean = self.clean.wrapping_add(1);
-        Some(Entry(entry))
-    }
-
-    /// Takes back whatever `id` is the head of, each entry by `each`, and says how many descriptors that were: none where it is not outstanding.
+    /// Takes back whatever `id` is the head of, in order or not, each entry by `each`, and says how many descriptors that were: none where it is not outstanding.
     #[cold]
     #[inline(never)]
     pub(super) fn settle_any(&mut self, id: u32, mut each: impl FnMut(Entry)) -> u32 {
@@ -135,19 +176,18 @@ impl Ledger {
         let mut count = 0;
         while count < left {
             let place = &mut self.entries[(id.wrapping_add(count) & self.mask) as usize];
-            let is_first = count == 0;
-            if *place == EMPTY || (*place & MEMBER == MEMBER) == is_first {
+            let (entry, is_first) = (*place, count == 0);
+            if entry.0 == EMPTY || (entry.0 & MEMBER == MEMBER) == is_first {
                 break;
             }
-            let (entry, ends) = (Entry(*place), *place & UNUSUAL == 0);
-            *place = EMPTY;
+            *place = Entry(EMPTY);
             each(entry);
             count += 1;
-            if ends {
+            if entry.is_single() {
                 break;
             }
         }
-        while self.outstanding() > 0 && self.entries[(self.clean & self.mask) as usize] == EMPTY {
+        while self.outstanding() > 0 && self.entries[(self.clean & self.mask) as usize].0 == EMPTY {
             self.clean = self.clean.wrapping_add(1);
         }
         count
@@ -156,10 +196,11 @@ impl Ledger {
     /// Takes back everything, and begins anew from 0. The device has been stopped.
     pub(super) fn drain(&mut self, mut each: impl FnMut(Entry)) {
         while self.outstanding() > 0 {
-            let entry = std::mem::replace(&mut self.entries[(self.clean & self.mask) as usize], EMPTY);
+            let place = &mut self.entries[(self.clean & self.mask) as usize];
+            let entry = std::mem::replace(place, Entry(EMPTY));
             self.clean = self.clean.wrapping_add(1);
-            if entry != EMPTY {
-                each(Entry(entry));
+            if entry.0 != EMPTY {
+                each(entry);
             }
         }
         (self.next, self.clean) = (0, 0);

@@ -364,7 +364,7 @@ impl Inner {
                     (true, false) => 0,
                     (true, true) => 2,
                 };
-                let place = at as u16 % self.queues[number].size | u16::from(wrap) << 15;
+                let place = (at as u16 % self.queues[number].size) | (u16::from(wrap) << 15);
                 let word = u32::from(place) | u32::from(flags) << 16;
                 self.iommu.write(self.queues[number].addresses[2], &word.to_le_bytes());
                 return None;

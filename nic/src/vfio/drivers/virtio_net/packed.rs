@@ -10,7 +10,7 @@ use super::abi::packed::{
 };
 use super::ring::{Hostile, Ring, RingConfig, Segment, Used, passes};
 use super::transport::Areas;
-use crate::vfio::dma::{DmaBuffer, DmaSpace, exchange, observe, publish};
+use crate::vfio::dma::{DmaBuffer, DmaSpace, Row, exchange, observe, publish};
 use std::io;
 use std::sync::Arc;
 
@@ -38,11 +38,29 @@ impl PackedRing {
 
     /// The same of one that is used: both are the wrap counter.
     #[inline(always)]
-    fn done(&self, at: u32) -> u16 {
+    fn used_by(&self, at: u32) -> u16 {
         if at & (self.mask + 1) == 0 { F_AVAIL | F_USED } else { 0 }
     }
 
     #[inline(always)]
+    fn row(&self, at: u32, count: usize) -> Row<'_, DESC_BYTES> {
+        let slot = at & self.mask;
+        self.desc.row(slot as usize * DESC_BYTES, count.min((self.mask + 1 - slot) as usize))
+    }
+
+    /// Length, id and flags of the descriptors from number `at` on that are alike but for `length`: those of the first, and those of the next. The first
+    /// one of a burst is kept back, and not available yet.
+    #[inline(always)]
+    fn rests(&mut self, at: u32, flags: u16) -> (u64, u64) {
+        let id = u64::from(at & self.mask);
+        let rest = id << 32 | u64::from(flags | self.available(at)) << 48;
+        if at == self.shown {
+            self.first = rest;
+            return (rest ^ u64::from(F_AVAIL | F_USED) << 48, rest + (1 << 32));
+        }
+        (rest, rest + (1 << 32))
+    }
+
     fn describe(&mut self, at: u32, head: u32, address: u64, length: u32, flags: u16) {
         let place = (at & self.mask) as usize * DESC_BYTES;
         let id = u64::from(head & self.mask);
@@ -110,9 +128,21 @@ impl Ring for PackedRing {
     }
 
     #[inline(always)]
+    fn used_in_order(&self, clean: u32) -> impl Iterator<Item = u32> {
+        const WHOSE: u32 = (F_AVAIL as u32 | F_USED as u32) << 16 | 0xFFFF;
+        // Whose it is and its id in one comparison.
+        let mut expected = u32::from(self.used_by(self.seen)) << 16 | clean & self.mask;
+        self.row(self.seen, usize::MAX).map_while(move |descriptor| {
+            let rest = descriptor.read64::<DESC_REST>();
+            let in_order = (rest >> 32) as u32 & WHOSE == expected;
+            expected += 1;
+            in_order.then_some(rest as u32)
+        })
+    }
+
     fn used(&mut self) -> Option<Used> {
         let rest = self.desc.read64((self.seen & self.mask) as usize * DESC_BYTES + DESC_REST);
-        if (rest >> 48) as u16 & (F_AVAIL | F_USED) != self.done(self.seen) {
+        if (rest >> 48) as u16 & (F_AVAIL | F_USED) != self.used_by(self.seen) {
             return None;
         }
         observe();
@@ -120,19 +150,48 @@ impl Ring for PackedRing {
     }
 
     #[inline(always)]
-    fn consume(&mut self, descriptors: u32) {
+    fn consume(&mut self, _buffers: u32, descriptors: u32) {
         self.seen = self.seen.wrapping_add(descriptors);
     }
 
     #[inline(always)]
-    fn give(&mut self, at: u32, address: u64) {
-        self.describe(at, at, address, self.config.buffer, F_WRITE);
+    fn giving(&mut self, at: u32, count: usize) -> impl FnMut(u64) {
+        let length = u64::from(self.config.buffer);
+        let (mut rest, mut next) = self.rests(at, F_WRITE);
+        self.first |= if at == self.shown { length } else { 0 };
+        let mut row = self.row(at, count);
+        move |address| {
+            let Some(descriptor) = row.next() else { return };
+            descriptor.write64::<0>(address);
+            descriptor.write64::<DESC_REST>(rest | length);
+            rest = next;
+            next += 1 << 32;
+        }
     }
 
     #[inline(always)]
-    fn put(&mut self, at: u32, address: u64, length: u32) {
-        self.describe(at, at, address, length, 0);
+    fn putting(&mut self, at: u32, count: usize) -> impl FnMut(u64, u32) {
+        let (mut rest, mut next) = self.rests(at, 0);
+        let (mut is_first, this) = (at == self.shown, self);
+        let slot = (at & this.mask) as usize;
+        let count = count.min(this.mask as usize + 1 - slot);
+        let mut row = this.desc.row::<DESC_BYTES>(slot * DESC_BYTES, count);
+        let first = &mut this.first;
+        move |address, length| {
+            let Some(descriptor) = row.next() else { return };
+            descriptor.write64::<0>(address);
+            descriptor.write64::<DESC_REST>(rest | u64::from(length));
+            if is_first {
+                *first |= u64::from(length);
+                is_first = false;
+            }
+            rest = next;
+            next += 1 << 32;
+        }
     }
+
+    #[inline(always)]
+    fn done(&mut self, _count: usize) {}
 
     fn put_segment(&mut self, at: u32, address: u64, length: u32, segment: Segment) {
         let next = if segment.more { F_NEXT } else { 0 };

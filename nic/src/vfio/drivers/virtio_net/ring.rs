@@ -17,7 +17,7 @@ pub(super) struct RingConfig {
     pub(super) size: u16,
     /// EVENT_IDX has been negotiated.
     pub(super) events: bool,
-    /// Bytes of each buffer that the device is to write to; 0 where [`Ring::give`] is not used.
+    /// Bytes of each buffer that the device is to write to; 0 where [`Ring::giving`] is not used.
     pub(super) buffer: u32,
 }
 
@@ -59,17 +59,25 @@ pub(super) trait Ring: Send + Sized + 'static {
     /// Looks how much is used, of `outstanding` descriptors: what [`used`](Self::used) goes by until the next look.
     fn look(&mut self, outstanding: u32) -> Result<(), Hostile>;
 
+    /// The used buffers that come in order, of one descriptor each, from the one with number `clean` on and no further than to the end of the ring: the
+    /// bytes written to each. They stay to be consumed, behind [`observe`](crate::vfio::dma::observe).
+    fn used_in_order(&self, clean: u32) -> impl Iterator<Item = u32>;
+
     /// The next used buffer, which stays the next until it is consumed.
     fn used(&mut self) -> Option<Used>;
 
-    /// Goes on behind a used buffer of so many descriptors.
-    fn consume(&mut self, descriptors: u32);
+    /// Goes on behind so many used buffers, which have so many descriptors together.
+    fn consume(&mut self, buffers: u32, descriptors: u32);
 
-    /// Puts a buffer of the configured length as number `at`, for the device to write to.
-    fn give(&mut self, at: u32, address: u64);
+    /// Puts buffers of the configured length, for the device to write to: the first as number `at`, no more than `count` and no further than to the end of the
+    /// ring. [`done`](Self::done) says how many.
+    fn giving(&mut self, at: u32, count: usize) -> impl FnMut(u64);
 
-    /// Puts a buffer of one descriptor as number `at`, for the device to read.
-    fn put(&mut self, at: u32, address: u64, length: u32);
+    /// The same for buffers of one descriptor that the device is to read, of address and length.
+    fn putting(&mut self, at: u32, count: usize) -> impl FnMut(u64, u32);
+
+    /// So many were put in a row.
+    fn done(&mut self, count: usize);
 
     /// Puts one descriptor of several.
     fn put_segment(&mut self, at: u32, address: u64, length: u32, segment: Segment);

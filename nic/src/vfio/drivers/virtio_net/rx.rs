@@ -9,12 +9,12 @@
 use super::abi::header;
 use super::checksum;
 use super::ledger::{Entry, Ledger};
-use super::ring::{Ring, RingConfig};
+use super::ring::{Ring, RingConfig, Used};
 use super::trouble::{QueueState, Trouble};
 use crate::counters::{DropReason, QueueCounters};
 use crate::memory::{BATCH_SIZE, Batch, Checksum, Packet, Pool};
 use crate::port::{PortId, RxQueue};
-use crate::vfio::dma::{DmaSpace, PoolMapping};
+use crate::vfio::dma::{DmaSpace, PoolMapping, observe};
 use crate::vfio::gate::Turn;
 use crate::vfio::nic::Halt;
 use crate::vfio::registers::TailRegister;
@@ -158,53 +158,66 @@ impl<R: Ring> VirtioRx<R> {
             return self.fail(Trouble::UsedIndex);
         }
         while batch.len() < BATCH_SIZE {
+            let count = if self.reads_header { 0 } else { self.take_in_order(batch, &mut bytes) };
             let Some(used) = self.ring.used() else { break };
-            let Some(entry) = self.ledger.settle(used.id).or_else(|| self.settle_late(used.id)) else {
-                self.fail(Trouble::UsedId);
-                break;
-            };
-            self.ring.consume(1);
-            if self.reads_header {
-                match self.take_with_header(entry, used.length) {
-                    Ok(Some(packet)) => {
-                        bytes += packet.total_len() as u64;
-                        drop(batch.push(packet));
-                    }
-                    Ok(None) => {}
-                    Err(trouble) => {
-                        self.fail(trouble);
-                        break;
-                    }
-                }
+            // Usually nothing is left, unless the ring's end was reached.
+            if count > 0 || batch.len() == BATCH_SIZE {
                 continue;
             }
-            let length = used.length.wrapping_sub(header::BYTES as u32);
-            if length > self.parts.placement.room {
-                drop(entry.frame());
-                self.fail(Trouble::UsedLength);
-                break;
+            match self.take_one(used) {
+                Ok(Some(packet)) => {
+                    bytes += packet.total_len() as u64;
+                    drop(batch.push(packet));
+                }
+                Ok(None) => {}
+                Err(trouble) => {
+                    self.fail(trouble);
+                    break;
+                }
             }
-            bytes += u64::from(length);
-            let handle = entry.frame().into_handle();
-            // There is room.
-            drop(batch.push(Packet::new(handle, entry.note() as u16, length as u16, self.parts.id.0)));
         }
         let counters = &self.state.counters;
         counters.packets.add((batch.len() - before) as u64);
         counters.bytes.add(bytes);
     }
 
-    /// A buffer out of order.
-    #[cold]
+    /// Takes whole packets that come in order, up to the end of the ring or the first that is not as usual: how many.
+    #[inline(always)]
+    fn take_in_order(&mut self, batch: &mut Batch, bytes: &mut u64) -> usize {
+        let (room, port) = (self.parts.placement.room, self.parts.id.0);
+        let mut total = 0;
+        let used = self.ring.used_in_order(self.ledger.clean());
+        let count = batch.extend(self.ledger.front().iter().zip(used).map_while(|(entry, written)| {
+            let length = written.wrapping_sub(header::BYTES as u32);
+            if !entry.is_single() | (length > room) {
+                return None;
+            }
+            total += u64::from(length);
+            Some(Packet::new(entry.handle(), entry.note() as u16, length as u16, port))
+        }));
+        observe();
+        self.ledger.advance(count);
+        self.ring.consume(count as u32, count as u32);
+        *bytes += total;
+        count
+    }
+
+    /// Takes a buffer that may be anything.
     #[inline(never)]
-    fn settle_late(&mut self, id: u32) -> Option<Entry> {
+    fn take_one(&mut self, used: Used) -> Result<Option<Packet>, Trouble> {
+        let entry = self.settle(used.id).ok_or(Trouble::UsedId)?;
+        self.ring.consume(1, 1);
+        self.take_with_header(entry, used.length)
+    }
+
+    /// A buffer in order or not.
+    fn settle(&mut self, id: u32) -> Option<Entry> {
         let mut settled = None;
         self.ledger.settle_any(id, |entry| settled = Some(entry));
         settled
     }
 
     /// Takes a buffer whose header is to be read, if it has one: it is the first of a packet. The packet, once it is whole.
-    #[inline(never)]
     fn take_with_header(&mut self, entry: Entry, written: u32) -> Result<Option<Packet>, Trouble> {
         let start = entry.note() as usize - header::BYTES;
         let frame = entry.frame();
@@ -277,22 +290,28 @@ impl<R: Ring> VirtioRx<R> {
 
     /// Fills the ring; true where the device wants to hear of it.
     fn fill(&mut self) -> bool {
+        let Placement { first, last, .. } = self.parts.placement;
+        let start = self.frames.base() - header::BYTES as u64;
+        let mut offset = self.offset;
         loop {
-            let wanted = (self.ledger.room() as usize).min(BATCH_SIZE);
-            let (ring, ledger, frames) = (&mut self.ring, &mut self.ledger, &self.frames);
-            let Placement { first, last, .. } = self.parts.placement;
-            let mut offset = self.offset;
+            let wanted = self.ledger.row().min(BATCH_SIZE);
+            let mut give = self.ring.giving(self.ledger.next(), wanted);
+            let mut entries = self.ledger.back().iter_mut();
             let got = self.pool.allocate_frames(wanted, |frame| {
-                let address = frames.iova(&frame) + u64::from(offset) - header::BYTES as u64;
-                ring.give(ledger.next(), address);
-                ledger.enter(Entry::single(frame, offset));
+                give(start + frame.region_offset() + u64::from(offset));
+                if let Some(entry) = entries.next() {
+                    *entry = Entry::single(frame, offset);
+                }
                 offset = if offset >= last { first } else { offset + LINE as u32 };
             });
-            self.offset = offset;
-            if got < BATCH_SIZE || self.ledger.room() == 0 {
+            drop(give);
+            self.ledger.entered(got);
+            self.ring.done(got);
+            if got < wanted || self.ledger.room() == 0 {
                 break;
             }
         }
+        self.offset = offset;
         self.ledger.seal();
         self.ring.publish(self.ledger.next())
     }

@@ -11,7 +11,7 @@ use std::time::Instant;
 /// The key of the Toeplitz hash: the bytes 0x6D 0x5A over and over, by which both directions of a flow have the same hash.
 const KEY_BYTES: [u8; 2] = [0x6D, 0x5A];
 /// Bytes of a key that hash the addresses and ports of IPv6.
-pub(super) const KEY_LENGTH: usize = 40;
+const KEY_LENGTH: usize = 40;
 /// Entries of the indirection table, where the device takes so many: every share of up to 16 queues within one part in eight.
 const TABLE_LENGTH: u16 = 128;
 /// What is hashed where the device can. UDP by its addresses alone: fragments have no ports, and would overtake the rest of their flow.

@@ -10,7 +10,7 @@ use super::abi::split::{
 };
 use super::ring::{Hostile, Ring, RingConfig, Segment, Used, passes};
 use super::transport::Areas;
-use crate::vfio::dma::{DmaBuffer, DmaSpace, exchange, observe, publish};
+use crate::vfio::dma::{DmaBuffer, DmaSpace, Row, exchange, observe, publish};
 use std::io;
 use std::sync::Arc;
 
@@ -32,7 +32,6 @@ pub(super) struct SplitRing {
 }
 
 impl SplitRing {
-    #[inline(always)]
     fn describe(&self, at: u32, address: u64, length: u32, flags: u16) {
         let slot = at & self.mask;
         let next = (at.wrapping_add(1) & self.mask) as u64;
@@ -41,13 +40,15 @@ impl SplitRing {
         self.desc.write64(place + DESC_REST, u64::from(length) | u64::from(flags) << 32 | next << 48);
     }
 
+    /// Descriptors from number `at` to the end of the ring.
     #[inline(always)]
-    fn make_available(&mut self, head: u32) {
-        if self.rewritten {
-            let place = RING + 2 * (u32::from(self.put) & self.mask) as usize;
-            self.avail.write16(place, (head & self.mask) as u16);
-        }
-        self.put = self.put.wrapping_add(1);
+    fn to_end(&self, at: u32) -> usize {
+        (self.mask + 1 - (at & self.mask)) as usize
+    }
+
+    #[inline(always)]
+    fn row(&self, at: u32, count: usize) -> Row<'_, DESC_BYTES> {
+        self.desc.row((at & self.mask) as usize * DESC_BYTES, count.min(self.to_end(at)))
     }
 }
 
@@ -99,6 +100,18 @@ impl Ring for SplitRing {
     }
 
     #[inline(always)]
+    fn used_in_order(&self, clean: u32) -> impl Iterator<Item = u32> {
+        let seen = u32::from(self.seen);
+        let count = usize::from(self.filled.wrapping_sub(self.seen)).min(self.to_end(seen));
+        let mut expected = clean & self.mask;
+        let first = RING + (seen & self.mask) as usize * USED_ELEM_BYTES;
+        self.used.row::<USED_ELEM_BYTES>(first, count).map_while(move |element| {
+            let in_order = element.read32::<0>() == expected;
+            expected += 1;
+            in_order.then(|| element.read32::<USED_ELEM_LEN>())
+        })
+    }
+
     fn used(&mut self) -> Option<Used> {
         if self.seen == self.filled {
             return None;
@@ -108,21 +121,40 @@ impl Ring for SplitRing {
     }
 
     #[inline(always)]
-    fn consume(&mut self, _descriptors: u32) {
-        self.seen = self.seen.wrapping_add(1);
+    fn consume(&mut self, buffers: u32, _descriptors: u32) {
+        self.seen = self.seen.wrapping_add(buffers as u16);
     }
 
     #[inline(always)]
-    fn give(&mut self, at: u32, address: u64) {
-        // The rest of the descriptor and the number in `avail` are those of the reset.
-        self.desc.write64((at & self.mask) as usize * DESC_BYTES, address);
-        self.put = self.put.wrapping_add(1);
+    fn giving(&mut self, at: u32, count: usize) -> impl FnMut(u64) {
+        let mut row = self.row(at, count);
+        move |address| {
+            // The rest of the descriptor and the number in `avail` are those of the reset.
+            if let Some(descriptor) = row.next() {
+                descriptor.write64::<0>(address);
+            }
+        }
     }
 
     #[inline(always)]
-    fn put(&mut self, at: u32, address: u64, length: u32) {
-        self.describe(at, address, length, 0);
-        self.make_available(at);
+    fn putting(&mut self, at: u32, count: usize) -> impl FnMut(u64, u32) {
+        let (mut row, mut head, mut put) = (self.row(at, count), at & self.mask, u32::from(self.put));
+        let (avail, mask, rewritten) = (&self.avail, self.mask, self.rewritten);
+        move |address, length| {
+            let Some(descriptor) = row.next() else { return };
+            descriptor.write64::<0>(address);
+            descriptor.write64::<DESC_REST>(length.into());
+            if rewritten {
+                avail.write16(RING + 2 * (put & mask) as usize, head as u16);
+                put += 1;
+                head += 1;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn done(&mut self, count: usize) {
+        self.put = self.put.wrapping_add(count as u16);
     }
 
     fn put_segment(&mut self, at: u32, address: u64, length: u32, segment: Segment) {
@@ -130,8 +162,12 @@ impl Ring for SplitRing {
         let write = if segment.writable { F_WRITE } else { 0 };
         self.describe(at, address, length, next | write);
         if at == segment.head {
-            self.rewritten = true;
-            self.make_available(at);
+            self.rewritten |= segment.more;
+            if self.rewritten {
+                let place = RING + 2 * (u32::from(self.put) & self.mask) as usize;
+                self.avail.write16(place, (at & self.mask) as u16);
+            }
+            self.put = self.put.wrapping_add(1);
         }
     }
 

@@ -91,7 +91,6 @@ fn capabilities(function: &dyn PciFunction) -> Vec<Capability> {
                 bytes: function.read_config(at + cap::BYTES, 4),
             });
         }
-        debug_assert_eq!(cap::LENGTH, 2);
         at = (head >> 8) as u16 & 0xFC;
     }
     found

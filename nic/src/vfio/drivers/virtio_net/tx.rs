@@ -109,12 +109,11 @@ impl<R: Ring> VirtioTx<R> {
             return self.fail(Trouble::UsedIndex);
         }
         let (mut packets, mut bytes) = (0, 0);
-        while let Some(used) = self.ring.used() {
-            if let Some(entry) = self.ledger.settle(used.id) {
-                self.ring.consume(1);
-                packets += 1;
-                bytes += u64::from(entry.note());
-                self.returned.add(entry.frame());
+        loop {
+            let count = self.reclaim_in_order(&mut bytes);
+            packets += count as u64;
+            let Some(used) = self.ring.used() else { break };
+            if count > 0 {
                 continue;
             }
             let Some(length) = self.settle_unusual(used.id) else {
@@ -130,6 +129,24 @@ impl<R: Ring> VirtioTx<R> {
         self.state.counters.bytes.add(bytes);
     }
 
+    /// Takes back packets of one descriptor in order, up to the end of the ring or the first that is not as usual: how many.
+    #[inline(always)]
+    fn reclaim_in_order(&mut self, bytes: &mut u64) -> usize {
+        let mut total = 0;
+        let used = self.ring.used_in_order(self.ledger.clean());
+        let count = self.returned.extend(self.ledger.front().iter().zip(used).map_while(|(entry, _)| {
+            if !entry.is_single() {
+                return None;
+            }
+            total += u64::from(entry.note());
+            Some(entry.frame())
+        }));
+        self.ledger.advance(count);
+        self.ring.consume(count as u32, count as u32);
+        *bytes += total;
+        count
+    }
+
     /// Takes back a chain, or what comes out of order; the packet's length.
     #[cold]
     #[inline(never)]
@@ -141,51 +158,72 @@ impl<R: Ring> VirtioTx<R> {
                 returned.add(frame);
             }
         });
-        self.ring.consume(descriptors);
+        self.ring.consume(1, descriptors);
         (descriptors > 0).then_some(length)
     }
 
     /// Puts packets from the front of `batch` on the ring, as many as there is room for.
     #[inline(always)]
     fn send(&mut self, batch: &mut Batch) {
-        let count = fitting(batch, self.ledger.room() as usize);
-        batch.drain_front(count, |packet| self.put(packet));
+        // At most up to the end of the ring, and then from its beginning.
+        for _ in 0..2 {
+            let count = batch.len().min(self.ledger.row());
+            if count == 0 {
+                break;
+            }
+            // One pass without a branch for each.
+            if !batch.iter().take(count).fold(true, |all, packet| all & self.is_usual(packet)) {
+                let count = fitting(batch, self.ledger.room() as usize);
+                batch.drain_front(count, |packet| self.put_unusual(packet));
+                break;
+            }
+            self.put_row(batch, count);
+        }
         self.ledger.seal();
         if self.ring.publish(self.ledger.next()) {
             self.notify();
         }
     }
 
+    /// Whether a packet is like all others.
     #[inline(always)]
-    fn put(&mut self, mut packet: Packet) {
-        let length = packet.len();
-        // One comparison for the packet that is like all others.
+    fn is_usual(&self, packet: &Packet) -> bool {
         let odd_length =
-            length.wrapping_sub(ETHERNET_HEADER) > self.parts.max_len.wrapping_sub(ETHERNET_HEADER);
+            packet.len().wrapping_sub(ETHERNET_HEADER) > self.parts.max_len.wrapping_sub(ETHERNET_HEADER);
         let foreign = packet.pool_number() != self.pool_number;
-        if odd_length | packet.is_chained() | foreign | (self.parts.checksum & packet.wants_checksum()) {
-            return self.put_unusual(packet);
-        }
-        match packet.prepend(header::BYTES) {
-            Some(head) => head.copy_from_slice(&ZEROS),
-            None => return self.put_unusual(packet),
-        }
-        let (offset, total) = (packet.offset() as u64, packet.len() as u32);
-        let frame = packet.into_frame();
-        self.ring.put(self.ledger.next(), self.frames.iova(&frame) + offset, total);
-        self.ledger.enter(Entry::single(frame, length as u32));
+        let asks = self.parts.checksum & packet.wants_checksum();
+        !(odd_length | packet.is_chained() | foreign | asks | (packet.headroom() < header::BYTES))
     }
 
-    /// A packet that is chained, of an odd length, of another pool, without headroom, or to have its checksum filled in.
+    /// Puts the first `count` packets in a row, all of them as usual.
+    #[inline(always)]
+    fn put_row(&mut self, batch: &mut Batch, count: usize) {
+        let start = self.frames.base();
+        let mut put = self.ring.putting(self.ledger.next(), count);
+        let mut entries = self.ledger.back().iter_mut();
+        batch.drain_front(count, |packet| {
+            let length = packet.len() as u32;
+            let (frame, offset) = packet.into_frame_behind(&ZEROS);
+            put(start + frame.region_offset() + offset as u64, length + header::BYTES as u32);
+            if let Some(entry) = entries.next() {
+                *entry = Entry::single(frame, length);
+            }
+        });
+        drop(put);
+        self.ledger.entered(count);
+        self.ring.done(count);
+    }
+
+    /// Any packet: chained, of an odd length, of another pool, without headroom, or to have its checksum filled in.
     #[cold]
     #[inline(never)]
     fn put_unusual(&mut self, mut packet: Packet) {
         let total = packet.total_len();
         let reason = if total < ETHERNET_HEADER {
             Some(DropReason::TxUndersize)
-        } else if total > self.parts.max_len + vlan_bytes(packet.data()) {
-            Some(DropReason::TxOversize)
-        } else if packet.segment_count() > MAX_SEGMENTS {
+        } else if total > self.parts.max_len + vlan_bytes(packet.data())
+            || packet.segment_count() > MAX_SEGMENTS
+        {
             Some(DropReason::TxOversize)
         } else {
             None
@@ -322,24 +360,16 @@ impl<R: Ring> VirtioTx<R> {
 }
 
 /// How many packets from the front have no more than `room` descriptors together.
-#[inline(always)]
-fn fitting(batch: &Batch, room: usize) -> usize {
-    let odd = |packet: &Packet| packet.is_chained() | (packet.headroom() < header::BYTES);
-    if batch.iter().fold(false, |any, packet| any | odd(packet)) {
-        return fitting_chains(batch, room);
-    }
-    batch.len().min(room)
-}
-
 #[cold]
 #[inline(never)]
-fn fitting_chains(batch: &Batch, room: usize) -> usize {
+fn fitting(batch: &Batch, room: usize) -> usize {
     let mut left = room;
     batch
         .iter()
         .take_while(|packet| {
             // The header may need one more. Longer ones are dropped, and must not wait for room that there never is.
-            let descriptors = packet.segment_count().min(MAX_SEGMENTS) + 1;
+            let own = usize::from(packet.headroom() < header::BYTES || packet.is_chained());
+            let descriptors = packet.segment_count().min(MAX_SEGMENTS) + own;
             let fits = descriptors <= left;
             left = left.saturating_sub(descriptors);
             fits

@@ -163,7 +163,7 @@ impl Rig {
     /// Nothing is left, and nothing was touched that must not be.
     #[track_caller]
     fn check_closed(&mut self) {
-        assert_eq!(self.model.lock().bus_master, false, "halted");
+        assert!(!self.model.lock().bus_master, "halted");
         let audit = self.pool.audit();
         assert_eq!((audit.held, audit.duplicated), (0, 0));
         // That of the pool, which the rig has.
