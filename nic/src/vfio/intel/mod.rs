@@ -1,6 +1,6 @@
 //! What Intel's NICs from the 82574 to the X550 have in common: rings of 16-byte descriptors, and the registers that never changed.
 //!
-//! A driver chooses its descriptors by a type ([`format`]); [`rx`] and [`tx`] are then its queues. They know no register but their own tail.
+//! A driver chooses its descriptors by a type ([`mod@format`]); [`rx`] and [`tx`] are then its queues. They know no register but their own tail.
 
 pub(crate) mod checksum;
 pub(crate) mod filters;
