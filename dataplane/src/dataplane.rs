@@ -233,7 +233,8 @@ impl Dataplane {
                 crew.join().and_then(|joined| ended.map(|gone| (joined, gone)))
             });
         let duration_s = started.elapsed().as_secs_f64();
-        // The queues went with the workers; those nobody took go now. What the kernel counted is read before the port closes.
+        // Those of the workers and those nobody took. What the kernel counted is read before the port closes.
+        state.close_queues();
         drop((std::mem::take(&mut self.rx), std::mem::take(&mut self.tx)));
         let lost = control::last_look(&mut self.registry, &state);
         self.registry.ports.iter_mut().for_each(|entry| entry.port.refresh());

@@ -17,8 +17,8 @@ use nic::port::{PortGone, RxQueue};
 use nic::{Batch, Counter, Pool, PortId};
 use percpu::{qsbr, tsc};
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -56,6 +56,8 @@ pub(crate) struct RunState {
     isolated: AtomicUsize,
     /// Workers whose inputs have not ended.
     at_work: AtomicUsize,
+    /// The queues of workers that have ended.
+    retired: Mutex<Vec<(Vec<Input>, Outputs)>>,
 }
 
 /// One worker among [`RunState::at_work`]; that ends also where it panics.
@@ -112,7 +114,13 @@ impl RunState {
             interrupted,
             isolated: AtomicUsize::new(0),
             at_work: AtomicUsize::new(0),
+            retired: Mutex::default(),
         }
+    }
+
+    /// Closes the queues of the workers, which have all ended: what closes one of a device's queues may stop the others.
+    pub(crate) fn close_queues(&self) {
+        self.retired.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Whether the inputs of all workers have ended.
@@ -293,7 +301,9 @@ impl<A: Application> Worker<A> {
         if let Some(stay) = stay {
             stay.end();
         }
-        (self.application, self.gap)
+        let Self { inputs, outputs, state, application, gap, .. } = self;
+        state.retired.lock().unwrap_or_else(PoisonError::into_inner).push((inputs, outputs));
+        (application, gap)
     }
 
     /// By which doorbells leave isolation.

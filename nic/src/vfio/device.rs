@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 /// PCI 3.0, 6.1: the command register, and its bit that lets the function access memory.
 const COMMAND: u16 = 0x04;
 const BUS_MASTER: u32 = 1 << 2;
+/// Its bit that keeps the function from its interrupt line.
+const INTX_DISABLE: u32 = 1 << 10;
 /// Class code and revision: never all ones, and VFIO does not answer for the device there, as it does for its ids.
 const CLASS: u16 = 0x08;
 const BAR0: u16 = 0x10;
@@ -298,6 +300,8 @@ impl PciFunction for VfioFunction {
     fn set_bus_master(&self, on: bool) {
         let command = self.read_config(COMMAND, 2);
         if command != 0xFFFF {
+            // Nobody serves its interrupt line, which it may share with others.
+            let command = command | INTX_DISABLE;
             self.write_config(COMMAND, 2, if on { command | BUS_MASTER } else { command & !BUS_MASTER });
         }
         self.halted.store(!on, Ordering::Relaxed);

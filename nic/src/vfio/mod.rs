@@ -33,6 +33,7 @@ mod port;
 pub(crate) mod registers;
 mod sys;
 mod table;
+mod taken;
 mod way;
 
 #[doc(hidden)]

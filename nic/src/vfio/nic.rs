@@ -10,8 +10,9 @@ use super::gate::Gate;
 use crate::memory::Pool;
 use crate::port::{LinkState, MacAddress, PortId, RxQueue, TxQueue};
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use thiserror::Error;
 
 /// What is true of every driver here, said by its mode and in the log when it opens.
@@ -144,11 +145,18 @@ pub(crate) trait Nic: Send {
     fn extra_counters(&self) -> Vec<(String, u64)>;
 }
 
+/// How long a worker may take to come round for a recovery.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
 /// Stops the device once and for all, before the first of its frames or rings is freed. Every queue and the [`Nic`] have it; each calls
 /// [`halt`](Self::halt) when it is dropped, before it gives back its frames.
 pub(crate) struct Halt {
     function: Arc<dyn PciFunction>,
+    /// Whether it was halted for good. Held while the device is stopped, so that whoever comes second frees nothing before it is.
+    state: Mutex<bool>,
     halted: AtomicBool,
+    /// When the queues were asked for empty rings.
+    asked: Mutex<Option<Instant>>,
     /// Every queue's gate, for a recovery.
     pub(crate) gates: Vec<Arc<Gate>>,
 }
@@ -158,17 +166,54 @@ impl Halt {
     pub(crate) fn new(function: Arc<dyn PciFunction>, queues: usize) -> Arc<Self> {
         Arc::new(Self {
             function,
+            state: Mutex::new(false),
             halted: AtomicBool::new(false),
+            asked: Mutex::default(),
             gates: (0..queues).map(|_| Arc::default()).collect(),
         })
     }
 
-    /// Ends all its memory accesses. The first call does it, the others find it done: whoever comes second waits for the first by the order in which a
-    /// port is closed (all queues and the control side are dropped by one thread).
+    /// Ends all its memory accesses, for good: when this returns, none is under way, whoever was the first to call it.
     pub(crate) fn halt(&self) {
-        if !self.halted.swap(true, Ordering::AcqRel) {
+        let mut halted = self.lock();
+        if !*halted {
             self.function.set_bus_master(false);
+            *halted = true;
+            self.halted.store(true, Ordering::Release);
         }
+    }
+
+    /// Ends its memory accesses until [`resume`](Self::resume), for a recovery.
+    pub(crate) fn pause(&self) {
+        let _halted = self.lock();
+        self.function.set_bus_master(false);
+    }
+
+    /// Lets it access memory again; false, and it is not let, where it was halted meanwhile: its rings may be gone.
+    #[must_use]
+    pub(crate) fn resume(&self) -> bool {
+        let halted = self.lock();
+        if !*halted {
+            self.function.set_bus_master(true);
+        }
+        !*halted
+    }
+
+    /// Asks every queue for an empty ring; the device is paused.
+    pub(crate) fn ask(&self) {
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        self.gates.iter().for_each(|gate| gate.ask());
+    }
+
+    /// Whether all have answered.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.gates.iter().all(|gate| gate.is_ready())
+    }
+
+    /// Whether a worker has not come round for so long that it is not waited for any more.
+    pub(crate) fn asked_in_vain(&self) -> bool {
+        let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.is_some_and(|asked| asked.elapsed() > ANSWER_LIMIT) && !self.is_ready()
     }
 
     /// True once it has been halted for good.
@@ -179,5 +224,9 @@ impl Halt {
     /// The function, for a recovery.
     pub(crate) fn function(&self) -> &Arc<dyn PciFunction> {
         &self.function
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

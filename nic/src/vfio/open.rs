@@ -10,6 +10,7 @@ use super::options::IommuChoice;
 use super::pci::bind;
 use super::plan::{ETHERNET_HEADER, VfioPlan};
 use super::port::VfioPort;
+use super::taken::Taken;
 use super::way;
 use crate::memory::Pool;
 use crate::port::{OpenContext, OpenPort, PortError};
@@ -49,7 +50,6 @@ pub(super) fn open_with(
     }
     let frames = map_pool(function.dma(), context.pool)
         .map_err(system("the packet memory cannot be mapped for the device"))?;
-    function.set_bus_master(true);
     let name = spec.name();
     let config = NicConfig {
         name: &name,
@@ -78,7 +78,8 @@ pub(super) fn function(
 ) -> Result<(Arc<VfioFunction>, String), VfioError> {
     let binding = binding.apply()?;
     let address = binding.device().address().to_string();
+    let taken = Taken::take(&address).ok_or_else(|| binding.busy("/dev/vfio"))?;
     let opened = way::open(binding, iommu)?;
-    let file = Arc::new(DeviceFile::new(opened.device, Box::new(opened.membership)));
+    let file = Arc::new(DeviceFile::new(opened.device, Box::new((opened.membership, taken))));
     Ok((VfioFunction::new(&address, file, opened.dma)?, opened.words))
 }

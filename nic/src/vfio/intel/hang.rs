@@ -1,9 +1,7 @@
 //! A transmit unit that hangs: its head stands still although descriptors wait.
 #![forbid(unsafe_code)]
 
-use crate::vfio::gate::Gate;
 use crate::vfio::nic::Halt;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Longer than a pause of flow control and a busy link take together.
@@ -73,13 +71,13 @@ pub(crate) enum Recovery {
 impl Recovery {
     /// The device has been stopped: has each queue rebuild its ring.
     pub(crate) fn begin(halt: &Halt) -> Self {
-        halt.gates.iter().for_each(|gate| gate.ask());
+        halt.ask();
         Self::Waiting
     }
 
     /// Whether the device can be set up.
     pub(crate) fn is_due(self, halt: &Halt) -> bool {
-        self == Self::Waiting && halt.gates.iter().all(|gate: &Arc<Gate>| gate.is_ready())
+        self == Self::Waiting && halt.is_ready()
     }
 
     /// The device has been set up.

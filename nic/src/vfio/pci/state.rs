@@ -149,7 +149,16 @@ impl StateFile {
             if make {
                 fs::create_dir_all(&path).map_err(self.error("make the folder of"))?;
             }
-            let folder = File::open(&path).map_err(self.error("open the folder of"))?;
+            let folder = match File::open(&path) {
+                Ok(folder) => folder,
+                // Who was the last to leave it has removed it just now.
+                Err(error)
+                    if make && error.kind() == io::ErrorKind::NotFound && Instant::now() < deadline =>
+                {
+                    continue;
+                }
+                Err(error) => return Err(self.error("open the folder of")(error)),
+            };
             match folder.try_lock() {
                 // Whoever had it may have removed the folder, and a third may have made another.
                 Ok(()) if is_same(&folder, &path) => return Ok(Folder(folder)),
@@ -189,9 +198,11 @@ impl StateFile {
         if !self.path.exists() {
             return Ok(None);
         }
-        self.patiently(|| {
-            let _folder = self.lock_folder(false)?;
-            self.open()
+        self.patiently(|| match self.lock_folder(false) {
+            Ok(_folder) => self.open(),
+            // Who had it has given it back meanwhile, and the folder was empty.
+            Err(PciError::State { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
         })
     }
 

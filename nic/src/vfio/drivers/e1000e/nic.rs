@@ -165,15 +165,17 @@ impl E1000eNic {
         );
         self.carrier.set(false);
         reset::quiesce(&self.chip);
-        self.halt.function().set_bus_master(false);
-        self.halt.gates.iter().for_each(|gate| gate.ask());
+        self.halt.pause();
+        self.halt.ask();
         self.state = State::Stopped;
     }
 
     fn finish_reset(&mut self, since: Instant) {
         if reset::has_ended(&self.chip) {
             reset::mask_interrupts(&self.chip);
-            self.halt.function().set_bus_master(true);
+            if !self.halt.resume() {
+                return;
+            }
             self.setup.apply(&self.chip);
             self.statistics.forget(&*self.chip.0);
             self.hang.restart();
@@ -230,7 +232,10 @@ impl Nic for E1000eNic {
         }
         match mem::replace(&mut self.state, State::Running) {
             State::Running => self.run(),
-            State::Stopped if self.halt.gates.iter().all(|gate| gate.is_ready()) => {
+            State::Stopped if self.halt.asked_in_vain() => {
+                self.give_up("it hung, and a worker does not come round for its reset");
+            }
+            State::Stopped if self.halt.is_ready() => {
                 reset::start(&self.chip);
                 self.state = State::Resetting(Instant::now());
             }

@@ -78,6 +78,8 @@ fn open_igb(function: &Arc<dyn PciFunction>, config: &NicConfig<'_>) -> Result<Q
     let system = |what| move |source| NicError::System { what, source };
     let registers = function.bar(0).map_err(system("its registers (BAR 0) cannot be mapped"))?;
     setup::reset(&registers)?;
+    // Only now: what it was told before is forgotten.
+    function.set_bus_master(true);
     let mac = setup::own_address(&registers)?;
     let max_packet_len = config.max_packet_len();
     let (buffer_kb, buffer_bytes) = buffer(max_packet_len, config.pool().data_room());

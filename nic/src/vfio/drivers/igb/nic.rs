@@ -8,7 +8,7 @@ use crate::port::{LinkState, MacAddress};
 use crate::vfio::intel::hang::{HangDetector, Recovery};
 use crate::vfio::intel::statistics::{Statistic, Statistics};
 use crate::vfio::intel::tx::Carrier;
-use crate::vfio::nic::{Halt, Nic};
+use crate::vfio::nic::{Halt, Nic, NicError};
 use crate::vfio::registers::Registers;
 use std::sync::Arc;
 
@@ -126,7 +126,7 @@ impl Igb {
             );
             self.carrier.set(false);
             setup::stop(&self.registers);
-            self.halt.function().set_bus_master(false);
+            self.halt.pause();
             self.recovery = Recovery::begin(&self.halt);
         }
     }
@@ -134,7 +134,9 @@ impl Igb {
     /// All queues have rebuilt their rings.
     fn recover(&mut self) {
         let outcome = setup::reset(&self.registers).and_then(|()| {
-            self.halt.function().set_bus_master(true);
+            if !self.halt.resume() {
+                return Err(NicError::Device("it is being closed".to_owned()));
+            }
             setup::configure(&self.registers, &self.settings)
         });
         match outcome {
@@ -148,7 +150,7 @@ impl Igb {
             }
             Err(error) => {
                 tracing::error!("{}: the device could not be set up again: {error}", self.name);
-                self.halt.function().set_bus_master(false);
+                self.halt.pause();
                 self.recovery = Recovery::Failed;
             }
         }
@@ -200,6 +202,10 @@ impl Nic for Igb {
                 self.watch(status);
             }
             recovery if recovery.is_due(&self.halt) => self.recover(),
+            Recovery::Waiting if self.halt.asked_in_vain() => {
+                tracing::error!("{}: a worker does not come round for the reset", self.name);
+                self.recovery = Recovery::Failed;
+            }
             _ => {}
         }
     }

@@ -130,8 +130,8 @@ impl IxgbeNic {
     fn recover(&mut self, queue: usize) {
         tracing::warn!("{}: transmit queue {queue} stands still: the device is reset", self.name);
         self.carrier.set(false);
-        self.halt.function().set_bus_master(false);
-        self.halt.gates.iter().for_each(|gate| gate.ask());
+        self.halt.pause();
+        self.halt.ask();
         self.attempts = 0;
         self.phase = Phase::Emptying;
     }
@@ -139,7 +139,10 @@ impl IxgbeNic {
     /// Takes the next step of a recovery.
     fn step(&mut self) {
         let next = match self.phase {
-            Phase::Emptying if self.halt.gates.iter().all(|gate| gate.is_ready()) => Phase::Resetting,
+            Phase::Emptying if self.halt.is_ready() => Phase::Resetting,
+            Phase::Emptying if self.halt.asked_in_vain() => {
+                return self.gone("it hung, and a worker does not come round for its reset".to_owned());
+            }
             Phase::Resetting => match reset::begin(&self.device) {
                 Ok(()) => Phase::Pausing(self.device.clock.now()),
                 Err(error) => return self.try_again(&error),
@@ -151,7 +154,7 @@ impl IxgbeNic {
                 match self.restart() {
                     Ok(()) => Phase::Running,
                     Err(error) => {
-                        self.halt.function().set_bus_master(false);
+                        self.halt.pause();
                         return self.try_again(&error);
                     }
                 }
@@ -171,6 +174,9 @@ impl IxgbeNic {
 
     fn restart(&mut self) -> Result<(), NicError> {
         reset::finish(&self.device)?;
+        if !self.halt.resume() {
+            return Err(NicError::Device("it is being closed".to_owned()));
+        }
         self.setup.apply(&self.device)?;
         receive::enable(&self.device)
     }
@@ -216,6 +222,9 @@ impl Nic for IxgbeNic {
     }
 
     fn refresh(&mut self) {
+        if self.halt.is_halted() && self.phase != Phase::Running {
+            return;
+        }
         match self.phase {
             Phase::Gone(_) => {}
             Phase::Running => {

@@ -98,6 +98,7 @@ pub(super) fn open_with(
         rx: rx.iter().map(IntelRx::ring).collect(),
         tx: tx.iter().map(IntelTx::ring).collect(),
     };
+    function.set_bus_master(true);
     setup.apply(&device)?;
     // In front of the first packet that may come.
     rx.iter().for_each(IntelRx::start);

@@ -37,7 +37,6 @@ impl Setup {
         for (queue, ring) in self.tx.iter().enumerate() {
             transmit::set_ring(device, queue, *ring);
         }
-        device.function.set_bus_master(true);
         (0..self.rx.len()).try_for_each(|queue| receive::enable_queue(device, queue))?;
         (0..self.tx.len()).try_for_each(|queue| transmit::enable_queue(device, queue))
     }

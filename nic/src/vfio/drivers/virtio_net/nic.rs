@@ -120,9 +120,9 @@ impl VirtioNic {
     /// Stops it, and asks for empty rings.
     fn stop(&mut self, reason: String) {
         // First this: whoever sees a closed gate may use the rings as its own.
-        self.transport.function().set_bus_master(false);
+        self.halt.pause();
         self.transport.begin_reset();
-        self.halt.gates.iter().for_each(|gate| gate.ask());
+        self.halt.ask();
         if self.recovery.allowed == 0 {
             return self.give_up(format!("{reason}, again and again"));
         }
@@ -139,7 +139,7 @@ impl VirtioNic {
 
     /// Sets it up again, when all are ready.
     fn go_on(&mut self, rounds: u32) {
-        let ready = self.halt.gates.iter().all(|gate| gate.is_ready());
+        let ready = self.halt.is_ready();
         if !ready || self.transport.status() != 0 {
             self.recovery.state = State::Resetting(rounds + 1);
             if rounds >= RESET_ROUNDS {
@@ -151,7 +151,13 @@ impl VirtioNic {
             }
             return;
         }
-        self.transport.function().set_bus_master(true);
+        if !self.halt.resume() {
+            return;
+        }
+        // What they complained of was before the reset, and none of them runs.
+        for state in self.rx.iter().chain(&self.tx) {
+            state.take();
+        }
         let control = self.control.as_mut();
         let deadline = Instant::now() + COMMANDS_TIME;
         match device::start_again(&self.transport, &self.queues, control, &self.settings, deadline) {

@@ -34,7 +34,6 @@ pub(super) fn open(function: &Arc<dyn PciFunction>, config: &NicConfig<'_>) -> R
         }
     }
     let transport = Transport::find(function)?;
-    function.set_bus_master(true);
     set_up(function, transport, config).inspect_err(|_| function.set_bus_master(false))
 }
 
@@ -44,6 +43,8 @@ fn set_up(
     config: &NicConfig<'_>,
 ) -> Result<OpenNic, NicError> {
     let identity = device::negotiate(&transport, config, function.dma().translates())?;
+    // Only now that it was reset: what it was told before is forgotten.
+    function.set_bus_master(true);
     tracing::warn!("{}: the driver virtio-net has {NEVER_RUN_ON_SILICON}", config.name);
     if identity.settings.agreed.has(feature::RING_PACKED) {
         open_with::<PackedRing>(transport, config, identity)
@@ -103,7 +104,12 @@ fn open_with<R: Ring>(
     }
 
     let deadline = Instant::now() + COMMAND_TIME;
-    let registers = device::start(&transport, &queues, control.as_mut(), &identity.settings, deadline)?;
+    // Whatever has been told of its rings is to forget them before they go.
+    let registers = device::start(&transport, &queues, control.as_mut(), &identity.settings, deadline)
+        .inspect_err(|_| {
+            halt.halt();
+            transport.begin_reset();
+        })?;
     let mut registers = registers.into_iter();
     for queue in &mut rx {
         registers.next().into_iter().for_each(|register| queue.set_notify(register));

@@ -83,7 +83,8 @@ impl Ring for SplitRing {
             self.describe(slot, 0, self.config.buffer, F_WRITE);
             self.avail.write16(RING + 2 * slot as usize, slot as u16);
         }
-        self.avail.write16(FLAGS, AVAIL_F_NO_INTERRUPT);
+        // With event indices the flags say nothing (2.7.7.1).
+        self.avail.write16(FLAGS, if self.config.events { 0 } else { AVAIL_F_NO_INTERRUPT });
         (self.seen, self.filled, self.put, self.shown, self.rewritten) = (0, 0, 0, 0, false);
     }
 
