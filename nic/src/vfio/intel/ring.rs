@@ -203,7 +203,14 @@ impl FrameRing {
         (self.head, self.tail) = (0, self.len() as u32);
     }
 
-    /// Puts up to `count` of a pool's frames into the next free places, as buffers to be filled, and says how many.
+    /// Where a run of places starts and how long it is: up to `count` from `place` on, before the ring's end.
+    #[inline(always)]
+    fn run(&self, place: u32, count: usize) -> (usize, usize) {
+        let start = (place & self.mask) as usize;
+        (start, count.min(self.handles.len() - start))
+    }
+
+    /// Puts up to `count` (at most 64) of a pool's frames into the next free places, as buffers to be filled, and says how many.
     #[inline(always)]
     pub(crate) fn give_buffers(
         &mut self,
@@ -211,13 +218,21 @@ impl FrameRing {
         buffers: &Buffers<'_>,
         count: usize,
     ) -> usize {
-        let mut place = self.tail;
-        let got = buffers.pool.allocate_frames(count.min(self.free()), |frame| {
-            descriptors.write(place, buffers.descriptor(&frame));
-            self.set(place, frame.into_handle());
-            place = place.wrapping_add(1);
+        let (start, run) = self.run(self.tail, count.min(self.free()));
+        let (mut descriptor, mut places) = (descriptors.at(start as u32), self.handles[start..].iter_mut());
+        let (base, fresh) = (buffers.base, buffers.fresh);
+        let got = buffers.pool.allocate_frames(run, |frame| {
+            let address = base + frame.region_offset() + u64::from(fresh.offset(frame.handle()));
+            let Some(place) = places.next() else { return };
+            // SAFETY: as in `Descriptors::write`: there are as many descriptors from `start` on as places, and this is the place's.
+            unsafe {
+                descriptor.write_volatile(address.to_le());
+                descriptor.add(1).write_volatile(0);
+                descriptor = descriptor.wrapping_add(2);
+            }
+            *place = frame.into_handle();
         });
-        self.tail = place;
+        self.tail = self.tail.wrapping_add(got as u32);
         got
     }
 
@@ -243,34 +258,40 @@ impl FrameRing {
         buffer_bytes: usize,
         checksum: bool,
     ) -> u64 {
-        let most = self.len();
-        let (mut place, mut bytes) = (self.head, 0);
-        let write = |packets: *mut Packet, room: usize| {
-            let most = most.min(room);
-            let mut count = 0;
-            while count < most {
-                let word = descriptors.read(place);
-                let length = F::length(word);
-                let whole = word & (F::DONE | F::END | F::DAMAGED) == F::DONE | F::END;
-                if !whole || length.wrapping_sub(1) >= buffer_bytes {
-                    break;
+        let mut bytes = 0;
+        // Up to the ring's end, and on from its start.
+        for _ in 0..2 {
+            let (start, run) = self.run(self.head, self.len());
+            let descriptor = descriptors.at(start as u32);
+            let handles = &self.handles[start..start + run];
+            let write = |packets: *mut Packet, room: usize| {
+                let mut count = 0;
+                for handle in &handles[..run.min(room)] {
+                    // SAFETY: as in `Descriptors::read`: there are as many descriptors from `start` on as places.
+                    let word = u64::from_le(unsafe { descriptor.add(count * 2 + 1).read_volatile() });
+                    let most = F::whole(word);
+                    if most >= buffer_bytes as u64 {
+                        break;
+                    }
+                    let length = most + 1;
+                    let mut packet = Packet::new(*handle, fresh.offset(*handle), length as u16, fresh.port);
+                    if checksum {
+                        packet.set_checksum(F::checksum(word));
+                    }
+                    // SAFETY: `count` is below the room. The handle's frame is the packet's: its place is given up below.
+                    unsafe { packets.add(count).write(packet) };
+                    bytes += length;
+                    count += 1;
                 }
-                let handle = self.handle(place);
-                let mut packet = Packet::new(handle, fresh.offset(handle), length as u16, fresh.port);
-                if checksum {
-                    packet.set_checksum(F::checksum(word));
-                }
-                // SAFETY: `count` is below the room. The handle's frame is the packet's: its place is given up below.
-                unsafe { packets.add(count).write(packet) };
-                bytes += length as u64;
-                place = place.wrapping_add(1);
-                count += 1;
+                count
+            };
+            // SAFETY: `write` has initialised as many as it says, one after the other.
+            let count = unsafe { batch.extend_raw(write) };
+            self.head = self.head.wrapping_add(count as u32);
+            if self.head & self.mask != 0 || count == 0 {
+                break;
             }
-            count
-        };
-        // SAFETY: `write` has initialised as many as it says, one after the other.
-        unsafe { batch.extend_raw(write) };
-        self.head = place;
+        }
         bytes
     }
 
@@ -285,19 +306,29 @@ impl FrameRing {
         count: usize,
     ) -> (u64, u64) {
         let count = count.min(batch.len()).min(self.free());
-        let (mut place, mut bytes, mut word) = (self.tail, 0, 0);
-        for packet in &batch.as_slice()[..count] {
-            debug_assert!(!packet.is_chained());
-            let length = packet.len() as u32;
-            let frame = Frame::from_handle(packet.handle());
-            let address = base + frame.region_offset() + packet.offset() as u64;
-            word = F::data(length, length, true, None);
-            descriptors.write(place, [address, word]);
-            self.set(place, frame.into_handle());
-            place = place.wrapping_add(1);
-            bytes += u64::from(length);
+        let (mut bytes, mut word, mut done) = (0, 0, 0);
+        while done < count {
+            let (start, run) = self.run(self.tail, count - done);
+            let mut descriptor = descriptors.at(start as u32);
+            let packets = &batch.as_slice()[done..done + run];
+            for (packet, place) in packets.iter().zip(&mut self.handles[start..start + run]) {
+                debug_assert!(!packet.is_chained());
+                let length = packet.len() as u32;
+                let frame = Frame::from_handle(packet.handle());
+                let address = base + frame.region_offset() + packet.offset() as u64;
+                word = F::data(length, length, true, None);
+                // SAFETY: as in `Descriptors::write`: there are as many descriptors from `start` on as places, and this is the place's.
+                unsafe {
+                    descriptor.write_volatile(address.to_le());
+                    descriptor.add(1).write_volatile(word.to_le());
+                    descriptor = descriptor.wrapping_add(2);
+                }
+                *place = frame.into_handle();
+                bytes += u64::from(length);
+            }
+            self.tail = self.tail.wrapping_add(run as u32);
+            done += run;
         }
-        self.tail = place;
         // SAFETY: no more than there are; their frames are the ring's now.
         unsafe { batch.forget_front(count) };
         (bytes, word)

@@ -129,9 +129,12 @@ impl<F: RxFormat> IntelRx<F> {
         let before = self.frames.tail();
         let buffers = Buffers { pool: self.mapping.pool(), base: self.mapping.base(), fresh: self.fresh };
         while self.frames.free() >= self.refill {
-            let wanted = self.frames.free().min(BATCH_SIZE);
-            if self.frames.give_buffers(&self.ring, &buffers, wanted) < wanted {
+            if self.frames.give_buffers(&self.ring, &buffers, BATCH_SIZE) == 0 {
                 break;
+            }
+            // It gives no more than up to the ring's end at once.
+            if self.frames.tail_index() == 0 {
+                self.frames.give_buffers(&self.ring, &buffers, BATCH_SIZE);
             }
         }
         self.frames.tail() != before

@@ -39,6 +39,10 @@ type Tx = IntelTx<Advanced>;
 
 impl Rig {
     fn new(frames: usize, size: u16) -> (Self, Rx, Tx) {
+        Self::with(frames, size, true)
+    }
+
+    fn with(frames: usize, size: u16, checksum: bool) -> (Self, Rx, Tx) {
         let (iommu, dma) = ModelIommu::new();
         let pool = Pool::new(&PoolConfig { frames, ..PoolConfig::default() }).unwrap();
         let registers = PlainRegisters::new(64);
@@ -51,7 +55,7 @@ impl Rig {
             size,
             buffer_bytes: BUFFER,
             max_packet_len: MAX_PACKET,
-            checksum: true,
+            checksum,
             frames: &frames,
             id: PortId(3),
             tail: TailRegister::new(registers.clone(), RDT),
@@ -62,7 +66,7 @@ impl Rig {
         let tx = Tx::new(TxParts {
             size,
             max_packet_len: MAX_PACKET - 8,
-            checksum: true,
+            checksum,
             frames: &frames,
             tail: TailRegister::new(registers.clone(), TDT),
             halt: &halt,
@@ -344,7 +348,7 @@ fn without_a_link_packets_are_dropped_and_not_kept() {
 #[ignore = "bench/vfio/instructions.sh runs it, in the release build"]
 fn instructions_igb() {
     instructions::count("vfio::intel::tests::instructions_igb", "igb", |marks| {
-        let (mut rig, rx, tx) = Rig::new(2048, 512);
+        let (mut rig, rx, tx) = Rig::with(2048, 512, false);
         // As the workers have them.
         let mut queues: (Box<dyn RxQueue>, Box<dyn TxQueue>) = (Box::new(rx), Box::new(tx));
         let mut batch = Batch::new();

@@ -190,17 +190,17 @@ impl<F: TxFormat> IntelTx<F> {
     /// Whether all packets are whole in one segment of our pool, of a length that can be sent, and want nothing.
     #[inline(always)]
     fn is_plain(&self, batch: &Batch) -> bool {
-        let span = (self.max_packet_len - LEAST_LENGTH) as u32;
-        let asks = self.checksum;
-        // Without a branch for each.
-        let unusual = batch.iter().fold(false, |unusual, packet| {
-            unusual
-                | ((packet.len() as u32).wrapping_sub(LEAST_LENGTH as u32) > span)
-                | packet.is_chained()
-                | (packet.pool_number() != self.pool_number)
-                | (asks & packet.wants_checksum())
-        });
-        !unusual
+        let (least, most) = (LEAST_LENGTH as u32, self.max_packet_len as u32);
+        // Without a branch for each: a length out of bounds has the upper bit of one difference.
+        let (mut lengths, mut pools, mut nexts, mut asks) = (0, 0, u32::MAX, false);
+        for packet in batch {
+            let length = packet.len() as u32;
+            lengths |= length.wrapping_sub(least) | most.wrapping_sub(length);
+            pools |= packet.pool_number() ^ self.pool_number;
+            nexts &= packet.next_handle();
+            asks |= packet.wants_checksum();
+        }
+        lengths >> 31 == 0 && pools == 0 && nexts == u32::MAX && !(asks && self.checksum)
     }
 
     /// Sends what there is room for.
