@@ -25,6 +25,8 @@ campaign_seconds=$((long ? 30 : 10))
 
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
 export CARGO_TERM_COLOR=never
+# What only helps a build after this one costs the first one a tenth. Where somebody has worked, what is there is used.
+[[ -d $CARGO_TARGET_DIR/debug/incremental ]] || export CARGO_INCREMENTAL=0
 readonly logs=$CARGO_TARGET_DIR/test-logs
 rm -rf "$logs" && mkdir -p "$logs" || exit 2
 root=
@@ -360,10 +362,14 @@ namespace_tests() {
     cargo test --locked --workspace --tests --no-fail-fast -- namespace_ --test-threads=1 --nocapture
 }
 
-# Machines that QEMU plays. Where it cannot be had (3), the tests skip themselves.
-guest_tests() {
+# What guest tests need. Where it cannot be had (3), they skip themselves.
+guest_kit() {
     bench/vm/fetch.sh || (($? == 3)) || return 1
     bench/vm/fetch.sh rt || (($? == 3)) || return 1
+}
+
+# Machines that QEMU plays.
+guest_tests() {
     # Of the whole workspace, or cargo would choose other features and build much anew.
     cargo test --locked --workspace --test vm --test isolation --no-fail-fast -- guest_ --nocapture
 }
@@ -401,21 +407,27 @@ campaign() {
 }
 
 export logs root campaign_seconds
-export -f has lints registrations campaign campaigns loom namespace_tests guest_tests host_state nothing_left_behind smoke
+export -f has lints registrations campaign campaigns loom namespace_tests guest_kit guest_tests host_state nothing_left_behind smoke
 
 # A function, so that bash has read the whole file before it begins: it may be edited meanwhile.
 main() {
     prepare
     local started=$SECONDS
+    # Waits for the network.
+    begin "guest kit" 12 guest_kit
     stage "format" 2 cargo fmt --all --check
     stage "lints" 15 lints
     stage "docs" 10 env RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
-    stage "unit tests" 15 cargo test --locked --workspace --no-fail-fast -- --skip namespace_ --skip guest_ --show-output
-    stage "registrations" 10 registrations
-    stage "loom" 15 loom
+    stage "test build" 15 cargo test --locked --workspace --no-run
+    finish "guest kit"
     host_state >"$logs/host-before.txt"
-    # Guests take one CPU at a time: what has no need of a quiet machine takes what they leave of the others.
-    begin "release build" 15 nice -n 10 cargo build --locked --release --bin l2fwd
+    # From here on, until the namespace tests want a quiet machine, it takes what others leave of the CPUs.
+    begin "release build" 15 nice -n 19 cargo build --locked --release --bin l2fwd
+    stage "unit tests" 15 cargo test --locked --workspace --no-fail-fast -- --skip namespace_ --skip guest_ --show-output
+    begin "loom" 15 nice -n 10 bash -uc loom
+    stage "registrations" 10 registrations
+    finish "loom"
+    # Guests take one CPU at a time.
     begin "property tests" $((long ? 60 : 10)) nice -n 19 bash -uc campaigns
     stage "guest tests" 10 guest_tests
     finish "property tests"
