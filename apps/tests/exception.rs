@@ -4,7 +4,7 @@
 mod common;
 
 use bench::xdp::Generator;
-use common::network::{Forwarder, Namespace, Wire, can_make_namespaces};
+use common::network::{Forwarder, Namespace, Wire, answers, can_make_namespaces};
 use common::{assert_books, l2fwd, read_report, run_within, wait_for};
 use nic::MacAddress;
 use serde_json::{Value, json};
@@ -87,7 +87,7 @@ fn reaches_the_kernel(kick: &[&str]) -> Value {
     wire.middle.ip(&["addr", "add", "fd00::9/64", "dev", "tap0", "nodad"]);
     // From when the control core has seen the addresses.
     for address in ["10.0.0.9", "fd00::9"] {
-        wait_for(address, LIMIT, || forwarder.log(), || (ping(&wire.left, address, 1) == 1).then_some(()));
+        wait_for(address, LIMIT, || forwarder.log(), || answers(&wire.left, address).then_some(()));
         assert_most(ping(&wire.left, address, 50), 50);
     }
     assert!(wire.left.ip(&["neigh", "show", "10.0.0.9"]).contains(&mac));
@@ -171,7 +171,7 @@ fn punt_flood() -> [u32; 2] {
     let args = ["--exception", "0=tap0", "--kick", "control", "--punt-limit", &limit];
     let forwarder = wire.forward_first(&[&args[..], &["--report", path.to_str().unwrap()]].concat());
     wire.middle.ip(&["addr", "add", "10.0.0.9/24", "dev", "tap0"]);
-    wait_for("10.0.0.9", LIMIT, || forwarder.log(), || (ping(&wire.left, "10.0.0.9", 1) == 1).then_some(()));
+    wait_for("10.0.0.9", LIMIT, || forwarder.log(), || answers(&wire.left, "10.0.0.9").then_some(()));
     let mac: MacAddress = mac_of(&wire.middle, "p0").parse().unwrap();
     let flood = wire.left.spawn(move || {
         Generator::new("eth0", 64, mac).unwrap().paced(100_000, Duration::from_secs(3)).unwrap()
@@ -212,7 +212,7 @@ fn namespace_what_the_xdp_program_passes_reaches_the_kernel_and_the_rest_the_app
     forwarder.wait_until_open(2);
     assert!(forwarder.log().contains("arp icmp tcp:2222 left to the kernel"), "{}", forwarder.log());
     for address in ["10.0.0.9", "fd00::9"] {
-        wait_for(address, LIMIT, || forwarder.log(), || (ping(&wire.left, address, 1) == 1).then_some(()));
+        wait_for(address, LIMIT, || forwarder.log(), || answers(&wire.left, address).then_some(()));
         assert_most(ping(&wire.left, address, 50), 50);
     }
     let server = serve(&wire.middle, "10.0.0.9:2222");
@@ -261,7 +261,7 @@ fn namespace_long_packets_are_punted_and_a_removed_interface_takes_nothing_along
     let args = ["--exception", "0=tap0", "--exception", "1=tap1", "--report", path.to_str().unwrap()];
     let forwarder = wire.forward(&args);
     wire.middle.ip(&["addr", "add", "10.0.0.9/24", "dev", "tap0"]);
-    wait_for("10.0.0.9", LIMIT, || forwarder.log(), || (ping(&wire.left, "10.0.0.9", 1) == 1).then_some(()));
+    wait_for("10.0.0.9", LIMIT, || forwarder.log(), || answers(&wire.left, "10.0.0.9").then_some(()));
     // No more at a time than ping's socket holds of answers in pages: a busy machine has them come all together.
     let long = ["-q", "-c", "6", "-i", "0.2", "-W", "5", "-M", "do", "-s", "8900", "10.0.0.9"];
     let text = wire.left.run("ping", &long);

@@ -86,6 +86,11 @@ pub fn run(program: &str, args: &[&str]) -> String {
     succeed(Command::new(program).args(args).stdin(Stdio::null()))
 }
 
+/// Whether a ping is answered at once: for asking again and again.
+pub fn answers(from: &Namespace, address: &str) -> bool {
+    from.command("ping", &["-q", "-c", "1", "-W", "0.3", address]).output().unwrap().status.success()
+}
+
 /// Two hosts whose only way to each other is whatever runs in the namespace between them:
 ///
 /// ```text
@@ -110,6 +115,10 @@ impl Wire {
             host.ip(&["link", "set", "eth0", "mtu", &mtu, "up"]);
             host.ip(&["addr", "add", &format!("10.0.0.{number}/24"), "dev", "eth0"]);
             host.ip(&["addr", "add", &format!("fd00::{number}/64"), "dev", "eth0", "nodad"]);
+            // Who asks for an address before anybody listens asks again: after a second, three times, where nothing else is said.
+            let settings = "retrans_time_ms=100 mcast_solicit=30 ucast_solicit=30";
+            let script = "for at in /proc/sys/net/ipv*/neigh/eth0; do for to in $0; do echo ${to#*=} >$at/${to%=*}; done; done";
+            host.run("sh", &["-ec", script, settings]);
             // A packet that never leaves the machine has no checksum, unless it is told to; and no segmentation either.
             host.run(
                 "ethtool",
@@ -143,7 +152,9 @@ impl Wire {
             true => &[],
             false => &["--port", "afxdp:p0", "--port", "afxdp:p1"],
         };
-        let forwarder = Forwarder::launch(&self.middle, launcher, &[ports, args].concat());
+        let args = [ports, args].concat();
+        let forwarder = Forwarder::launch(&self.middle, launcher, &args);
+        forwarder.wait_until_open(args.iter().filter(|word| **word == "--port").count());
         self.wait_for_link();
         forwarder
     }
@@ -156,12 +167,13 @@ impl Wire {
         }
     }
 
-    /// Waits until a first ping passes, for 10 s at most.
+    /// Waits until a first ping passes, for 20 s at most.
     #[track_caller]
     pub fn wait_for_link(&self) {
-        let ping = |_| self.left.command("ping", &["-c", "1", "-W", "1", "10.0.0.2"]).output().unwrap();
-        let passed = (0..20).map(ping).any(|output| output.status.success());
-        assert!(passed, "nothing passes");
+        let start = Instant::now();
+        while !answers(&self.left, "10.0.0.2") {
+            assert!(start.elapsed() < Duration::from_secs(20), "nothing passes");
+        }
     }
 }
 
