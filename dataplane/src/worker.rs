@@ -57,7 +57,7 @@ pub(crate) struct RunState {
     /// Workers whose inputs have not ended.
     at_work: AtomicUsize,
     /// The queues of workers that have ended.
-    retired: Mutex<Vec<(Vec<Input>, Outputs)>>,
+    retired: Mutex<Vec<(Outputs, Vec<Input>)>>,
 }
 
 /// One worker among [`RunState::at_work`]; that ends also where it panics.
@@ -120,7 +120,11 @@ impl RunState {
 
     /// Closes the queues of the workers, which have all ended: what closes one of a device's queues may stop the others.
     pub(crate) fn close_queues(&self) {
-        self.retired.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let retired = std::mem::take(&mut *self.retired.lock().unwrap_or_else(PoisonError::into_inner));
+        // First those that may still have packets to send.
+        let (outputs, inputs): (Vec<Outputs>, Vec<Vec<Input>>) = retired.into_iter().unzip();
+        drop(outputs);
+        drop(inputs);
     }
 
     /// Whether the inputs of all workers have ended.
@@ -302,7 +306,7 @@ impl<A: Application> Worker<A> {
             stay.end();
         }
         let Self { inputs, outputs, state, application, gap, .. } = self;
-        state.retired.lock().unwrap_or_else(PoisonError::into_inner).push((inputs, outputs));
+        state.retired.lock().unwrap_or_else(PoisonError::into_inner).push((outputs, inputs));
         (application, gap)
     }
 

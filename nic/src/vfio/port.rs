@@ -84,6 +84,12 @@ impl Port for VfioPort {
         }
     }
 
+    fn refresh_drops(&mut self) {
+        if self.gone.is_none() {
+            self.nic.refresh_drops();
+        }
+    }
+
     fn extra_counters(&self) -> Vec<(String, u64)> {
         self.nic.extra_counters()
     }

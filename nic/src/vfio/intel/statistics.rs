@@ -45,11 +45,22 @@ impl Statistics {
 
     /// Adds what the registers have. Before and after it the caller sees to it that the device is there.
     pub(crate) fn read(&mut self, registers: &dyn RegisterSpace) {
-        for (statistic, sum) in self.table.iter().zip(&mut self.sums) {
+        self.read_those(registers, |_| true);
+    }
+
+    /// The same for one alone.
+    pub(crate) fn read_one(&mut self, registers: &dyn RegisterSpace, name: &str) {
+        self.read_those(registers, |statistic| statistic.name == name);
+    }
+
+    fn read_those(&mut self, registers: &dyn RegisterSpace, wanted: impl Fn(&Statistic) -> bool) {
+        for (statistic, sum) in
+            self.table.iter().zip(&mut self.sums).filter(|(statistic, _)| wanted(statistic))
+        {
             let low = registers.read32(statistic.offset);
             let high = if statistic.wide { registers.read32(statistic.offset + 4) } else { 0 };
             // Nobody counts that far between two reads: the device is gone.
-            if low != u32::MAX {
+            if low != u32::MAX && !(statistic.wide && high == u32::MAX) {
                 *sum = sum.wrapping_add(u64::from(low) | u64::from(high) << 32);
             }
         }

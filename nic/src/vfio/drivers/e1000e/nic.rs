@@ -85,12 +85,14 @@ pub(super) struct Parts {
     pub(super) name: String,
     pub(super) chip_name: &'static str,
     pub(super) counters: Arc<QueueCounters>,
+    /// Of the transmit queues.
+    pub(super) tx: Vec<Arc<QueueCounters>>,
 }
 
 impl E1000eNic {
     /// For a device that runs.
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { chip, halt, carrier, setup, name, chip_name, counters } = parts;
+        let Parts { chip, halt, carrier, setup, name, chip_name, counters, tx } = parts;
         let mut statistics = Statistics::new(STATISTICS);
         statistics.forget(&*chip.0);
         carrier.set(true);
@@ -98,7 +100,7 @@ impl E1000eNic {
             chip,
             halt,
             carrier,
-            hang: HangDetector::new(setup.tx.len()),
+            hang: HangDetector::new(tx),
             setup,
             name,
             chip_name,
@@ -247,6 +249,13 @@ impl Nic for E1000eNic {
         }
     }
 
+    fn refresh_drops(&mut self) {
+        if matches!(self.state, State::Running) && !self.chip.is_gone() {
+            self.statistics.read_one(&*self.chip.0, "mpc");
+            self.counters.drops(DropReason::RxMissed).set(self.statistics.get("mpc"));
+        }
+    }
+
     fn extra_counters(&self) -> Vec<(String, u64)> {
         let mut counters = self.statistics.all();
         counters.push(("hang_recoveries".into(), self.resets));
@@ -259,6 +268,8 @@ impl Drop for E1000eNic {
         self.halt.halt();
         if !self.chip.is_gone() {
             reset::quiesce(&self.chip);
+            // The firmware has the PHY and the link for itself again.
+            self.chip.modify(EXTCNF_CTRL, extcnf_ctrl::MDIO_SW_OWNERSHIP, 0);
             self.chip.modify(CTRL_EXT, ctrl_ext::DRV_LOAD, 0);
         }
     }

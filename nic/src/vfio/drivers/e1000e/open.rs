@@ -98,6 +98,7 @@ pub(super) fn open_typed(
     let device = function.id().device;
     let known = DRIVER.devices.iter().find(|known| known.device == device);
     let nic = E1000eNic::new(Parts {
+        tx: tx.iter().map(|queue| Arc::clone(queue.counters())).collect(),
         counters: rx.first().map(|queue| Arc::clone(queue.counters())).unwrap_or_default(),
         chip,
         halt,

@@ -33,13 +33,9 @@ pub(in crate::vfio) static DRIVER: NicDriver = NicDriver {
     name: "igb",
     devices: &[
         KnownDevice { vendor: INTEL, device: 0x10C9, name: "82576" },
-        KnownDevice { vendor: INTEL, device: 0x10E6, name: "82576 fibre" },
-        KnownDevice { vendor: INTEL, device: 0x10E7, name: "82576 SerDes" },
         KnownDevice { vendor: INTEL, device: 0x10E8, name: "82576 quad copper" },
         KnownDevice { vendor: INTEL, device: 0x1526, name: "82576 quad copper ET2" },
         KnownDevice { vendor: INTEL, device: 0x150A, name: "82576NS" },
-        KnownDevice { vendor: INTEL, device: 0x1518, name: "82576NS SerDes" },
-        KnownDevice { vendor: INTEL, device: 0x150D, name: "82576 quad SerDes" },
     ],
     max_queues: QUEUES,
     ring_sizes: (64, 4096, 64),
@@ -131,7 +127,8 @@ fn open_igb(function: &Arc<dyn PciFunction>, config: &NicConfig<'_>) -> Result<Q
     let chip = chip.map_or("82576", |known| known.name);
     tracing::warn!("{}: the driver igb for the {chip} has {UNPROVEN}: see docs/vfio-igb.md", config.name);
     let counters = rx.iter().map(|queue| Arc::clone(queue.counters())).collect();
-    let nic = Igb::new(config.name, chip, registers, halt, carrier, settings, counters);
+    let sent = tx.iter().map(|queue| Arc::clone(queue.counters())).collect();
+    let nic = Igb::new(config.name, chip, registers, halt, carrier, settings, [counters, sent]);
     let rx = rx.into_iter().map(|queue| Box::new(queue) as Box<dyn crate::port::RxQueue>);
     let tx = tx.into_iter().map(|queue| Box::new(queue) as Box<dyn crate::port::TxQueue>);
     Ok((nic, rx.collect(), tx.collect()))

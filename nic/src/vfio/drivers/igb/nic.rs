@@ -62,7 +62,7 @@ impl Igb {
         halt: Arc<Halt>,
         carrier: Arc<Carrier>,
         settings: Settings,
-        rx: Vec<Arc<QueueCounters>>,
+        [rx, tx]: [Vec<Arc<QueueCounters>>; 2],
     ) -> Self {
         let mut statistics = Statistics::new(STATISTICS);
         statistics.forget(&*registers);
@@ -72,7 +72,7 @@ impl Igb {
             registers,
             halt,
             carrier,
-            hang: HangDetector::new(settings.tx.len()),
+            hang: HangDetector::new(tx),
             settings,
             rx,
             statistics,
@@ -100,7 +100,13 @@ impl Igb {
         if let Some(first) = self.rx.first() {
             // Which queue they would have gone to, it does not say.
             first.drops(DropReason::RxMissed).set(self.statistics.get("mpc"));
+            first.drops(DropReason::RxDropped).set(self.statistics.get("roc"));
         }
+        self.count_queues();
+    }
+
+    /// Packets that a queue had no descriptor for: the register has only 12 bits.
+    fn count_queues(&self) {
         for (queue, counters) in self.rx.iter().enumerate() {
             let dropped = self.registers.read32(rqdpc(queue));
             if dropped != u32::MAX {
@@ -207,6 +213,16 @@ impl Nic for Igb {
                 self.recovery = Recovery::Failed;
             }
             _ => {}
+        }
+    }
+
+    fn refresh_drops(&mut self) {
+        if self.status().is_some() && self.recovery == Recovery::Running {
+            self.statistics.read_one(&*self.registers, "mpc");
+            if let Some(first) = self.rx.first() {
+                first.drops(DropReason::RxMissed).set(self.statistics.get("mpc"));
+            }
+            self.count_queues();
         }
     }
 

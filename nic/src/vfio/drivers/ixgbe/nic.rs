@@ -57,6 +57,7 @@ impl IxgbeNic {
         halt: Arc<Halt>,
         carrier: Arc<Carrier>,
         rx: Vec<Arc<QueueCounters>>,
+        tx: Vec<Arc<QueueCounters>>,
     ) -> Self {
         let plural = |count: usize| if count == 1 { "queue" } else { "queues" };
         let rss = if rx.len() > 1 { ", RSS" } else { "" };
@@ -69,7 +70,7 @@ impl IxgbeNic {
             plural(setup.tx.len()),
             NEVER_RUN_ON_SILICON,
         );
-        let hang = HangDetector::new(setup.tx.len());
+        let hang = HangDetector::new(tx);
         carrier.set(true);
         let name = name.to_owned();
         // Whoever waits now is the control thread.
@@ -222,7 +223,12 @@ impl Nic for IxgbeNic {
     }
 
     fn refresh(&mut self) {
-        if self.halt.is_halted() && self.phase != Phase::Running {
+        if self.halt.is_halted() {
+            if self.phase == Phase::Running {
+                // The last look at what it counted.
+                let _ = self.statistics.refresh(&self.device, self.rx.len());
+                self.publish_drops();
+            }
             return;
         }
         match self.phase {
@@ -242,6 +248,14 @@ impl Nic for IxgbeNic {
             }
             _ if self.device.is_gone() => self.vanished(),
             _ => self.step(),
+        }
+    }
+
+    fn refresh_drops(&mut self) {
+        if self.phase == Phase::Running
+            && self.statistics.refresh_drops(&self.device, self.rx.len()).is_some()
+        {
+            self.publish_drops();
         }
     }
 

@@ -103,9 +103,10 @@ pub(super) fn open_with(
     // In front of the first packet that may come.
     rx.iter().for_each(IntelRx::start);
     receive::enable(&device)?;
+    let sent = tx.iter().map(|queue| Arc::clone(queue.counters())).collect();
     let counters = rx.iter().map(|queue| Arc::clone(queue.counters())).collect();
     Ok(OpenNic {
-        nic: Box::new(IxgbeNic::new(config.name, device, setup, halt, carrier, counters)),
+        nic: Box::new(IxgbeNic::new(config.name, device, setup, halt, carrier, counters, sent)),
         rx: rx.into_iter().map(|queue| Box::new(queue) as _).collect(),
         tx: tx.into_iter().map(|queue| Box::new(queue) as _).collect(),
     })

@@ -189,7 +189,8 @@ impl<R: Ring> VirtioRx<R> {
         let used = self.ring.used_in_order(self.ledger.clean());
         let count = batch.extend(self.ledger.front().iter().zip(used).map_while(|(entry, written)| {
             let length = written.wrapping_sub(header::BYTES as u32);
-            if !entry.is_single() | (length > room) {
+            // Nothing at all is no packet either.
+            if !entry.is_single() | (length.wrapping_sub(1) >= room) {
                 return None;
             }
             total += u64::from(length);
@@ -221,7 +222,9 @@ impl<R: Ring> VirtioRx<R> {
     fn take_with_header(&mut self, entry: Entry, written: u32) -> Result<Option<Packet>, Trouble> {
         let start = entry.note() as usize - header::BYTES;
         let frame = entry.frame();
-        if written > self.parts.placement.buffer() {
+        // A packet without a byte is none; of a later buffer, nothing would be left out.
+        let least = if self.left > 0 { 1 } else { header::BYTES as u32 + 1 };
+        if !(least..=self.parts.placement.buffer()).contains(&written) {
             return Err(Trouble::UsedLength);
         }
         let Some(mut packet) = frame.into_packet(start, written as usize) else {
