@@ -330,7 +330,7 @@ smoke() {
 lints() {
     cargo clippy --locked --workspace --all-targets -- -D warnings || return
     has shellcheck || { echo "SKIPPED shellcheck: install shellcheck"; return; }
-    shellcheck test.sh .ci/run bench/peers/*.sh bench/vm/fetch.sh bench/vm/init
+    shellcheck test.sh .ci/run bench/peers/*.sh bench/vfio/*.sh bench/vm/fetch.sh bench/vm/init
 }
 
 # What stands on rseq, on the two registrations that a process here does not choose by itself; and the guide's example.
