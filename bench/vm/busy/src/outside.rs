@@ -8,7 +8,7 @@ use nic::{Batch, Pool, PoolConfig, PortId, PortSpec};
 use std::time::{Duration, Instant};
 
 /// How long the faults may take.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 /// What the packet memory is full of.
 const PATTERN: u8 = 0xA5;
 
