@@ -67,6 +67,16 @@ pub enum VmError {
         /// What the console says of it, and where all of it is.
         console: String,
     },
+    /// The guest had not booted in time, and has been killed.
+    #[error("guest {guest}: not booted after {limit:?}, killed\n{console}")]
+    NotBooted {
+        /// The name it was given.
+        guest: String,
+        /// The time that it was given for it.
+        limit: Duration,
+        /// What the console says of it, and where all of it is.
+        console: String,
+    },
     /// QEMU ended, but not because the guest was done.
     #[error("guest {guest}: ended ({status}) before its commands were done\n{console}")]
     Ended {

@@ -151,7 +151,7 @@ impl Guest {
     ///
     /// Where one of its CPUs ran into a break point that the kernel had already taken back, it is booted again: to patch its code (which
     /// every trace event that is opened does) the kernel puts one there, and QEMU, which translates code beforehand, is sometimes late. So it is
-    /// where QEMU itself gave up over its map of the devices' registers, which a guest with many NICs changes while it boots.
+    /// where QEMU itself gave up over its map of the devices' registers, which a guest with many NICs changes while it boots, and where it never booted.
     pub fn boot(&self, kit: &Kit) -> Result<Report, VmError> {
         self.check(false)?;
         self.again_where_qemu_was_late(|| self.start(kit, false)?.finish())
@@ -182,6 +182,10 @@ impl Guest {
             match boot() {
                 Err(VmError::Panicked { console, .. }) if console.contains(LATE_BREAK_POINT) => {
                     eprintln!("guest {}: QEMU was late with patched code: booted again", self.name);
+                }
+                // Its CPUs all sleep, before the kernel has said a word.
+                Err(VmError::NotBooted { limit, .. }) => {
+                    eprintln!("guest {}: not booted after {limit:?}: booted again", self.name);
                 }
                 Err(VmError::Ended { console, .. }) if console.contains(LATE_MAP) => {
                     eprintln!("guest {}: QEMU was late with moved registers: booted again", self.name);

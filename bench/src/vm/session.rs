@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 const POLL: Duration = Duration::from_millis(20);
 /// How long it may take to end when its serial lines are closed.
 const LAST_GASP: Duration = Duration::from_secs(5);
+/// How long it may take until it listens: on a machine that has ten other things to do, a minute was seen.
+const BOOT_LIMIT: Duration = Duration::from_secs(100);
 /// What a terminal takes as one line.
 const LONGEST_LINE: usize = 4000;
 
@@ -128,9 +130,20 @@ impl Session {
         Ok(Wire::new(end(first)?, end(second)?))
     }
 
-    /// Waits until it has run the commands it was given beforehand.
+    /// Waits until it has booted and run the commands it was given beforehand.
     pub(super) fn wait_until_ready(&mut self) -> Result<(), VmError> {
-        while self.line()? != "READY" {}
+        let deadline = std::mem::replace(&mut self.deadline, Instant::now() + BOOT_LIMIT);
+        loop {
+            match self.line() {
+                Ok(line) if line == "READY" => break,
+                Ok(_) => {}
+                Err(VmError::TimedOut { guest, console, .. }) => {
+                    return Err(VmError::NotBooted { guest, limit: BOOT_LIMIT, console });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.deadline = deadline;
         Ok(())
     }
 
