@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 const POLL: Duration = Duration::from_millis(20);
 /// How long it may take to end when its serial lines are closed.
 const LAST_GASP: Duration = Duration::from_secs(5);
-/// How long it may take until it listens: on a machine that has ten other things to do, a minute was seen.
-const BOOT_LIMIT: Duration = Duration::from_secs(100);
+/// How long it may take until it listens, which is ten seconds where the machine has not much else to do.
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
 /// What a terminal takes as one line.
 const LONGEST_LINE: usize = 4000;
 
