@@ -13,6 +13,8 @@ pub mod counters;
 #[cfg(not(loom))]
 pub mod drivers;
 #[cfg(not(loom))]
+mod ethernet;
+#[cfg(not(loom))]
 mod mem;
 #[cfg(not(loom))]
 pub mod memory;

@@ -38,11 +38,9 @@ pub(crate) use open::open;
 pub(crate) use options::Options;
 
 use crate::drivers::Driver;
+use crate::ethernet::ETHERNET_HEADER;
 use crate::port::{OpenContext, OpenPort, PortError, PortPlan};
 use crate::spec::PortSpec;
-
-/// Bytes of an Ethernet header, which the MTU does not count.
-pub(crate) const ETHERNET_HEADER: usize = 14;
 
 pub(crate) const DRIVER: Driver = Driver {
     name: "afxdp",

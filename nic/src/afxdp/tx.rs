@@ -12,6 +12,7 @@ use super::rx::MAX_SEGMENTS;
 use super::socket::{Socket, TxSide};
 use super::stall::Stall;
 use crate::counters::{DropReason, QueueCounters};
+use crate::ethernet::{ETHERNET_HEADER, vlan_bytes};
 use crate::memory::{Batch, Packet, Pool, Returned};
 use crate::port::{Doorbell, TxQueue};
 use std::mem;
@@ -19,7 +20,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-const ETHERNET_HEADER: usize = 14;
 /// How long a NIC may take at the end for what it has begun.
 const LAST_COMPLETIONS: Duration = Duration::from_millis(50);
 /// Doorbells rung at the end for what is still on the ring.
@@ -245,16 +245,6 @@ fn fitting(batch: &Batch, free: usize) -> usize {
             .count();
     }
     batch.len().min(free)
-}
-
-/// Bytes of VLAN tags, which do not count against the MTU: up to two.
-fn vlan_bytes(data: &[u8]) -> usize {
-    let is_tag = |at: usize| matches!(data.get(at..at + 2), Some([0x81, 0x00] | [0x88, 0xa8]));
-    match (is_tag(12), is_tag(16)) {
-        (false, _) => 0,
-        (true, false) => 4,
-        (true, true) => 8,
-    }
 }
 
 /// The transmit queue.

@@ -18,14 +18,13 @@ mod sys;
 mod tx;
 
 use crate::drivers::Driver;
+use crate::ethernet::ETHERNET_HEADER;
 use crate::port::{MacAddress, OpenContext, OpenPort, PortError, PortGone, PortPlan};
 use crate::spec::PortSpec;
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Bytes of an Ethernet header, which the MTU does not count.
-const ETHERNET_HEADER: usize = 14;
 /// Bytes of two VLAN tags.
 const VLAN_TAGS: usize = 8;
 /// The kernel's limit for a name, with its final zero.

@@ -10,6 +10,7 @@ mod open;
 
 use crate::afxdp::{self, Options};
 use crate::drivers::Driver;
+use crate::ethernet::ETHERNET_HEADER;
 use crate::port::{OpenContext, OpenPort, PortError, PortPlan};
 use crate::spec::PortSpec;
 use std::net::IpAddr;
@@ -100,7 +101,7 @@ impl PortPlan for VethPlan {
     }
 
     fn max_packet_len(&self) -> Option<usize> {
-        Some(self.mtu as usize + afxdp::ETHERNET_HEADER)
+        Some(self.mtu as usize + ETHERNET_HEADER)
     }
 
     fn open(self: Box<Self>, context: &OpenContext<'_>) -> Result<OpenPort, PortError> {

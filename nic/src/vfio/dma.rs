@@ -8,6 +8,7 @@
 #![allow(unsafe_code)]
 
 use super::iova::{IovaAllocator, PAGE};
+use super::membership::lock;
 use crate::memory::{Frame, PageSize, Pool};
 use crate::sys;
 use std::io;
@@ -16,7 +17,7 @@ use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 /// Everything written to memory before is seen by a device that sees what is written to memory or a register after.
 #[inline(always)]
@@ -80,10 +81,6 @@ pub(crate) struct DmaSpace {
     allocator: Mutex<IovaAllocator>,
     /// Each pool's mapping by the pool's number, which the mapping keeps taken.
     pools: Mutex<Vec<(u32, Weak<PoolMapping>)>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl DmaSpace {

@@ -9,11 +9,9 @@ use super::pci::bind::{self, Wishes};
 use super::pci::errors::PciError;
 use super::pci::ids;
 use super::pci::sysfs::Sysfs;
+use crate::ethernet::ETHERNET_HEADER;
 use crate::port::{OpenContext, OpenPort, PortError, PortPlan};
 use crate::spec::PortSpec;
-
-/// An Ethernet header.
-pub(super) const ETHERNET_HEADER: usize = 14;
 
 /// A port to be opened.
 pub(super) struct VfioPlan {

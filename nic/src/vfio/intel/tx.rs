@@ -9,6 +9,7 @@ use super::checksum::{self, Offload};
 use super::format::TxFormat;
 use super::ring::{Descriptors, FrameRing};
 use crate::counters::{DropReason, QueueCounters};
+use crate::ethernet::{ETHERNET_HEADER, vlan_bytes};
 use crate::memory::{Batch, Packet};
 use crate::port::TxQueue;
 use crate::vfio::dma::{PoolMapping, observe};
@@ -24,7 +25,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-const ETHERNET_HEADER: usize = 14;
 /// What is shorter the device cannot pad by itself (82576 datasheet 7.2.1; the same from the 82574 to the X550).
 const LEAST_LENGTH: usize = 17;
 /// Descriptors between two reports, where the burst does not end before.
@@ -377,16 +377,6 @@ impl<F: TxFormat> IntelTx<F> {
     fn refuse(&self, batch: &mut Batch) {
         self.counters.drops(DropReason::TxPortDown).add(batch.len() as u64);
         batch.clear();
-    }
-}
-
-/// Bytes of VLAN tags, which do not count against the MTU: up to two.
-fn vlan_bytes(data: &[u8]) -> usize {
-    let is_tag = |at: usize| matches!(data.get(at..at + 2), Some([0x81, 0x00] | [0x88, 0xa8]));
-    match (is_tag(12), is_tag(16)) {
-        (false, _) => 0,
-        (true, false) => 4,
-        (true, true) => 8,
     }
 }
 

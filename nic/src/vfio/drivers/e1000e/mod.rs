@@ -16,9 +16,6 @@ mod tests;
 
 use crate::vfio::nic::{KnownDevice, NicDriver};
 
-/// What is true of it until somebody has.
-const LABEL: &str = "never run on silicon";
-
 /// The driver.
 pub(in crate::vfio) static DRIVER: NicDriver = NicDriver {
     name: "e1000e",

@@ -9,7 +9,7 @@ use crate::port::{LinkState, MacAddress};
 use crate::vfio::intel::hang::HangDetector;
 use crate::vfio::intel::statistics::{Statistic, Statistics};
 use crate::vfio::intel::tx::Carrier;
-use crate::vfio::nic::{Halt, Nic};
+use crate::vfio::nic::{Halt, NEVER_RUN_ON_SILICON, Nic};
 use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -200,7 +200,7 @@ impl Nic for E1000eNic {
             count => format!("{count} queues, RSS"),
         };
         let checksum = if self.setup.checksum { ", checksum offload" } else { "" };
-        format!("{}, {queues}{checksum}, {}", self.chip_name, super::LABEL)
+        format!("{}, {queues}{checksum}, {}", self.chip_name, NEVER_RUN_ON_SILICON)
     }
 
     fn mac(&self) -> MacAddress {

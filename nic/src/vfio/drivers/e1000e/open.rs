@@ -6,13 +6,13 @@ use super::descriptor::{ExtendedRx, ExtendedTx};
 use super::nic::{E1000eNic, Parts};
 use super::registers::*;
 use super::setup::{Ring, Setup};
-use super::{DRIVER, LABEL, reset};
+use super::{DRIVER, reset};
 use crate::port::{RxQueue, TxQueue};
 use crate::vfio::function::PciFunction;
 use crate::vfio::intel::filters;
 use crate::vfio::intel::rx::{IntelRx, RxParts};
 use crate::vfio::intel::tx::{Carrier, IntelTx, TxParts};
-use crate::vfio::nic::{Halt, NicConfig, NicError, OpenNic};
+use crate::vfio::nic::{Halt, NEVER_RUN_ON_SILICON, NicConfig, NicError, OpenNic};
 use crate::vfio::registers::TailRegister;
 use std::sync::Arc;
 
@@ -133,7 +133,7 @@ fn check(config: &NicConfig<'_>) -> Result<ReceiveBuffers, NicError> {
 
 /// What whoever runs it should know.
 fn warn(function: &Arc<dyn PciFunction>, config: &NicConfig<'_>) {
-    tracing::warn!(port = config.name, driver = DRIVER.name, "{LABEL}: see docs/real-nics.md");
+    tracing::warn!(port = config.name, driver = DRIVER.name, "{NEVER_RUN_ON_SILICON}: see docs/real-nics.md");
     // Of its specification update: with ASPM completions get lost, and transmission stops.
     if aspm(&**function) {
         let way_out = "an 82574 hangs with it, boot with pcie_aspm=off";

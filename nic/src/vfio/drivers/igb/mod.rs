@@ -16,7 +16,7 @@ use crate::vfio::function::PciFunction;
 use crate::vfio::intel::format::{Advanced, Advanced82576};
 use crate::vfio::intel::rx::{IntelRx, RxParts};
 use crate::vfio::intel::tx::{Carrier, IntelTx, TxParts};
-use crate::vfio::nic::{Halt, KnownDevice, NicConfig, NicDriver, NicError, OpenNic};
+use crate::vfio::nic::{Halt, KnownDevice, NEVER_RUN_ON_SILICON, NicConfig, NicDriver, NicError, OpenNic};
 use crate::vfio::registers::TailRegister;
 use nic::Igb;
 use registers::{QUEUES, REGISTERS_BYTES, rdt, tdt};
@@ -24,9 +24,6 @@ use setup::Settings;
 use std::sync::Arc;
 
 const INTEL: u16 = 0x8086;
-
-/// The label of a driver that only models have tried.
-const UNPROVEN: &str = "never run on silicon";
 
 /// The driver's line in the table.
 pub(in crate::vfio) static DRIVER: NicDriver = NicDriver {
@@ -125,7 +122,10 @@ fn open_igb(function: &Arc<dyn PciFunction>, config: &NicConfig<'_>) -> Result<Q
     rx.iter().for_each(IntelRx::start);
     let chip = DRIVER.devices.iter().find(|known| known.device == function.id().device);
     let chip = chip.map_or("82576", |known| known.name);
-    tracing::warn!("{}: the driver igb for the {chip} has {UNPROVEN}: see docs/vfio-igb.md", config.name);
+    tracing::warn!(
+        "{}: the driver igb for the {chip} has {NEVER_RUN_ON_SILICON}: see docs/vfio-igb.md",
+        config.name
+    );
     let counters = rx.iter().map(|queue| Arc::clone(queue.counters())).collect();
     let sent = tx.iter().map(|queue| Arc::clone(queue.counters())).collect();
     let nic = Igb::new(config.name, chip, registers, halt, carrier, settings, [counters, sent]);

@@ -8,7 +8,7 @@ use crate::port::{LinkState, MacAddress};
 use crate::vfio::intel::hang::{HangDetector, Recovery};
 use crate::vfio::intel::statistics::{Statistic, Statistics};
 use crate::vfio::intel::tx::Carrier;
-use crate::vfio::nic::{Halt, Nic, NicError};
+use crate::vfio::nic::{Halt, NEVER_RUN_ON_SILICON, Nic, NicError};
 use crate::vfio::registers::Registers;
 use std::sync::Arc;
 
@@ -168,7 +168,7 @@ impl Nic for Igb {
         let queues = self.settings.rx.len();
         let rss = if queues > 1 { ", RSS" } else { "" };
         let plural = if queues == 1 { "" } else { "s" };
-        format!("{}, {queues} queue{plural}{rss}, {}", self.chip, super::UNPROVEN)
+        format!("{}, {queues} queue{plural}{rss}, {}", self.chip, NEVER_RUN_ON_SILICON)
     }
 
     fn mac(&self) -> MacAddress {

@@ -12,6 +12,7 @@ use super::ring::{Ring, RingConfig, Segment};
 use super::rx::MAX_SEGMENTS;
 use super::trouble::{QueueState, Trouble};
 use crate::counters::{DropReason, QueueCounters};
+use crate::ethernet::{ETHERNET_HEADER, vlan_bytes};
 use crate::memory::{Batch, Frame, Packet, Pool, Returned};
 use crate::port::TxQueue;
 use crate::vfio::dma::{DmaBuffer, DmaSpace, PoolMapping};
@@ -22,7 +23,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const ETHERNET_HEADER: usize = 14;
 /// How long the device may take at the end for what it has begun.
 const LAST_COMPLETIONS: Duration = super::patience(50);
 /// Bytes between headers in the queue's own memory.
@@ -375,16 +375,6 @@ fn fitting(batch: &Batch, room: usize) -> usize {
             fits
         })
         .count()
-}
-
-/// Bytes of VLAN tags, which do not count against the MTU: up to two.
-fn vlan_bytes(data: &[u8]) -> usize {
-    let is_tag = |at: usize| matches!(data.get(at..at + 2), Some([0x81, 0x00] | [0x88, 0xa8]));
-    match (is_tag(12), is_tag(16)) {
-        (false, _) => 0,
-        (true, false) => 4,
-        (true, true) => 8,
-    }
 }
 
 impl<R: Ring> TxQueue for VirtioTx<R> {
