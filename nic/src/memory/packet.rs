@@ -65,6 +65,23 @@ impl Packet {
         unsafe { mem::transmute::<[u64; 2], Packet>([low, high]) }
     }
 
+    /// The first word of a packet in memory but for its length, for [`from_start`](Self::from_start).
+    #[inline(always)]
+    pub(crate) fn start(handle: u32, offset: u16) -> u64 {
+        u64::from(handle) | u64::from(offset) << 32
+    }
+
+    /// A packet that begins by `start`.
+    #[inline(always)]
+    pub(crate) fn from_start(start: u64, length: u16, port: u16) -> Self {
+        if cfg!(target_endian = "big") {
+            return Self::new(start as u32, (start >> 32) as u16, length, port);
+        }
+        let high = u64::from(frame::NONE) | u64::from(port) << 32;
+        // SAFETY: as in `new`: the same two words.
+        unsafe { mem::transmute::<[u64; 2], Packet>([start | u64::from(length) << 48, high]) }
+    }
+
     #[inline(always)]
     pub(crate) fn handle(&self) -> u32 {
         self.handle

@@ -74,6 +74,8 @@ impl Descriptors {
 pub(crate) struct FrameRing {
     /// Handles of owned frames from `head` up to `tail`; the others mean nothing. As many as the mask allows.
     handles: Box<[u32]>,
+    /// Of a ring of buffers to be filled, how the packet begins that each of them becomes; else empty.
+    starts: Box<[u64]>,
     mask: u32,
     head: u32,
     tail: u32,
@@ -86,7 +88,14 @@ impl FrameRing {
     pub(crate) fn new(size: u16) -> Self {
         assert!(size.is_power_of_two());
         let handles = vec![NOTHING; size.into()].into();
-        Self { handles, mask: u32::from(size) - 1, head: 0, tail: 0, nothings: 0 }
+        Self { handles, starts: Box::default(), mask: u32::from(size) - 1, head: 0, tail: 0, nothings: 0 }
+    }
+
+    /// An empty one for [`give_buffers`](Self::give_buffers).
+    pub(crate) fn of_buffers(size: u16) -> Self {
+        let mut ring = Self::new(size);
+        ring.starts = vec![0; size.into()].into();
+        ring
     }
 
     /// Places there are.
@@ -200,6 +209,9 @@ impl FrameRing {
     pub(crate) fn rewind(&mut self) {
         let head = (self.head & self.mask) as usize;
         self.handles.rotate_left(head);
+        if !self.starts.is_empty() {
+            self.starts.rotate_left(head);
+        }
         (self.head, self.tail) = (0, self.len() as u32);
     }
 
@@ -219,19 +231,21 @@ impl FrameRing {
         count: usize,
     ) -> usize {
         let (start, run) = self.run(self.tail, count.min(self.free()));
-        let (mut descriptor, mut places) = (descriptors.at(start as u32), self.handles[start..].iter_mut());
+        let (handles, starts) = (&mut self.handles[start..start + run], &mut self.starts[start..start + run]);
+        let got = buffers.pool.allocate_handles(handles);
         let (base, fresh) = (buffers.base, buffers.fresh);
-        let got = buffers.pool.allocate_frames(run, |frame| {
-            let address = base + frame.region_offset() + u64::from(fresh.offset(frame.handle()));
-            let Some(place) = places.next() else { return };
+        let mut descriptor = descriptors.at(start as u32);
+        for (handle, start) in handles[..got].iter().zip(starts) {
+            let offset = fresh.offset(*handle);
+            let address = base + Frame::region_offset_of(*handle) + u64::from(offset);
+            *start = Packet::start(*handle, offset);
             // SAFETY: as in `Descriptors::write`: there are as many descriptors from `start` on as places, and this is the place's.
             unsafe {
                 descriptor.write_volatile(address.to_le());
                 descriptor.add(1).write_volatile(0);
                 descriptor = descriptor.wrapping_add(2);
             }
-            *place = frame.into_handle();
-        });
+        }
         self.tail = self.tail.wrapping_add(got as u32);
         got
     }
@@ -254,7 +268,7 @@ impl FrameRing {
         &mut self,
         descriptors: &Descriptors,
         batch: &mut Batch,
-        fresh: Fresh,
+        port: u16,
         buffer_bytes: usize,
         checksum: bool,
     ) -> u64 {
@@ -263,10 +277,10 @@ impl FrameRing {
         for _ in 0..2 {
             let (start, run) = self.run(self.head, self.len());
             let descriptor = descriptors.at(start as u32);
-            let handles = &self.handles[start..start + run];
+            let starts = &self.starts[start..start + run];
             let write = |packets: *mut Packet, room: usize| {
                 let mut count = 0;
-                for handle in &handles[..run.min(room)] {
+                for start in &starts[..run.min(room)] {
                     // SAFETY: as in `Descriptors::read`: there are as many descriptors from `start` on as places.
                     let word = u64::from_le(unsafe { descriptor.add(count * 2 + 1).read_volatile() });
                     let most = F::whole(word);
@@ -274,11 +288,11 @@ impl FrameRing {
                         break;
                     }
                     let length = most + 1;
-                    let mut packet = Packet::new(*handle, fresh.offset(*handle), length as u16, fresh.port);
+                    let mut packet = Packet::from_start(*start, length as u16, port);
                     if checksum {
                         packet.set_checksum(F::checksum(word));
                     }
-                    // SAFETY: `count` is below the room. The handle's frame is the packet's: its place is given up below.
+                    // SAFETY: `count` is below the room. The frame of this place is the packet's: the place is given up below.
                     unsafe { packets.add(count).write(packet) };
                     bytes += length;
                     count += 1;
