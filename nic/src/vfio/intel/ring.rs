@@ -379,7 +379,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn property_it_is_a_queue_whatever_is_done_to_it(steps in proptest::collection::vec(0_u8..10, 1..300)) {
+        fn property_it_is_a_queue_through_all_steps(steps in proptest::collection::vec(0_u8..10, 1..300)) {
             let pool = Pool::new(&PoolConfig { frames: 64, ..PoolConfig::default() }).unwrap();
             let mut ring = FrameRing::new(16);
             let mut model = VecDeque::new();
