@@ -49,7 +49,10 @@ class Call:
 
 
 class Stepper:
-    """Holds a thread for as long as the context lasts; then it runs on, or its process ends where an error ended the context. The two run in turns, so both do on the thread's `cpu`."""
+    """Holds a thread for as long as the context lasts; then it runs on, or its process ends where an error ended the context.
+
+    The two run in turns, so both do on the thread's `cpu`.
+    """
 
     def __init__(self, thread, cpu):
         self.thread, self.cpu = thread, cpu
