@@ -5,24 +5,39 @@
 #   ./test.sh           everything; every property test for 5 s, floods, starts and kills for about as long
 #   ./test.sh --long    every property test for 30 s, those of what a NIC may do to its driver for 10 min, and many times the rounds of
 #                       floods, starts and kills
+#   ./test.sh STAGE...  only these stages, by the names that it prints: ./test.sh --long "property tests"
 #
 # Exit status: 0 when all passed, 1 when something failed, 2 for a wrong command line or a missing toolchain.
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit 2
 export LC_ALL=C
 
-usage() { echo "usage: ./test.sh [--long]"; }
+readonly stages=("guest kit" format lints docs "test build" "unit tests" "release build" loom registrations "property tests" "guest tests"
+    "namespace tests" "nothing left" demo)
+usage() {
+    echo "usage: ./test.sh [--long] [STAGE...]"
+    local IFS=,
+    echo "stages: ${stages[*]}" | sed 's/,/, /g'
+}
 long=
+# Stages that were asked for; all where it is empty.
+wanted=()
+is_in() { printf '%s\n' "${@:2}" | grep -qxF -- "$1"; }
 for argument in "$@"; do
     case $argument in
     --long) long=1 ;;
     -h | --help) usage && exit 0 ;;
-    *) echo "test.sh: unknown option \"$argument\"" >&2 && usage >&2 && exit 2 ;;
+    *)
+        is_in "$argument" "${stages[@]}" && wanted+=("$argument") && continue
+        echo "test.sh: no option or stage \"$argument\"" >&2 && usage >&2 && exit 2
+        ;;
     esac
 done
 # For tests that count rounds.
 if [[ $long ]]; then export ISOPLANE_LONG=1; else unset ISOPLANE_LONG; fi
 campaign_seconds=$((long ? 30 : 5))
+# What a NIC may write and answer, by a pattern of tests.
+longest='vfio::.*whatever'
 
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
 export CARGO_TERM_COLOR=never
@@ -109,10 +124,11 @@ trap interrupted INT TERM HUP
 
 log_of() { echo "$logs/${1// /-}.log"; }
 
-# begin NAME MINUTES COMMAND...: starts it, with its output in a log.
+# begin NAME MINUTES COMMAND...: starts it, with its output in a log, if it is wanted.
 begin() {
     local name=$1 minutes=$2
     shift 2
+    ((${#wanted[@]})) && ! is_in "$name" "${wanted[@]}" && return
     began[$name]=$SECONDS
     timeout -k 10 $((minutes * 60)) bash -uc '"$@"' stage "$@" </dev/null >"$(log_of "$name")" 2>&1 &
     jobs[$name]=$!
@@ -122,6 +138,7 @@ begin() {
 # Tests that cargo counts are added one by one, any other stage counts as one test.
 finish() {
     local name=$1 status
+    [[ ${jobs[$name]-} ]] || return
     log=$(log_of "$name")
     wait "${jobs[$name]}"
     status=$?
@@ -135,7 +152,7 @@ finish() {
     fi
 }
 
-stage() { begin "$@" && finish "$1"; }
+stage() { begin "$@"; finish "$1"; }
 
 # Sums up cargo's "test result: ok. 3 passed; 1 failed; ..." lines and our own "SKIPPED test: why" lines.
 count_stage() {
@@ -397,7 +414,9 @@ campaigns() {
     while read -r binary manifest; do
         "$binary" --list --format terse | sed -nE "s|(.*property_.*): test\$|$binary $(dirname "$manifest") \1|p"
     done <<<"$binaries" >"$list"
-    xargs -L 1 -P $(($(nproc) * 2)) bash -uc 'campaign "$@"' campaign <"$list"
+    # The longest first.
+    { grep "$longest" "$list"; grep -v "$longest" "$list"; } |
+        xargs -L 1 -P $(($(nproc) * 2)) bash -uc 'campaign "$@"' campaign
 }
 
 # Runs one test again and again, each time on other random input.
@@ -406,7 +425,7 @@ campaign() {
     log=$logs/campaign-${test//:/_}.log
     cd "$folder" || return
     # What a NIC may write and answer: ten minutes for each driver, where there is time.
-    [[ ${ISOPLANE_LONG-} && $test == vfio::*whatever* ]] && seconds=600
+    [[ ${ISOPLANE_LONG-} && $test =~ $longest ]] && seconds=600
     while ((SECONDS < seconds)); do
         if ! PROPTEST_CASES=500 "$binary" --exact "$test" >"$log" 2>&1; then
             cat "$log"
@@ -418,7 +437,7 @@ campaign() {
     echo "test result: ok. 1 passed; 0 failed; $test: $rounds rounds"
 }
 
-export logs root campaign_seconds
+export logs root campaign_seconds longest
 export -f has lints unit_tests registrations campaign campaigns loom namespace_tests guest_kit guest_tests host_state nothing_left_behind smoke
 
 # A function, so that bash has read the whole file before it begins: it may be edited meanwhile.

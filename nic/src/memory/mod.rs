@@ -16,9 +16,9 @@ mod words;
 
 pub use batch::{BATCH_SIZE, Batch};
 pub use frame::Frame;
-pub(crate) use frame::Returned;
+pub(crate) use frame::{POOL_SHIFT, Returned};
 pub use packet::{Checksum, Packet, Segments};
 pub use pool::{Audit, MIN_HEADROOM, Pool, PoolConfig, PoolError};
 pub use region::{PageChoice, PageSize, Region, RegionError};
 pub use registry::MAX_POOLS;
-pub(crate) use words::Fresh;
+pub(crate) use words::{Fresh, bounds, write_starts};

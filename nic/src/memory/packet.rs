@@ -49,6 +49,9 @@ const FILL_CHECKSUM: u16 = 4;
 pub(crate) const SEGMENT_HEADER: usize = 64;
 
 impl Packet {
+    /// The bit of the flags of a packet that wants its checksums filled in.
+    pub(crate) const ASKS: u16 = FILL_CHECKSUM;
+
     #[inline(always)]
     pub(crate) fn new(handle: u32, offset: u16, length: u16, port: u16) -> Self {
         let packet = Self { handle, offset, length, next: frame::NONE, port, flags: 0 };
@@ -63,6 +66,29 @@ impl Packet {
         // SAFETY: Packet is repr(C) without padding, and these words are its fields in little-endian order; every bit
         // pattern is a valid value of its integers. The packet made above was forgotten, so there is one owner.
         unsafe { mem::transmute::<[u64; 2], Packet>([low, high]) }
+    }
+
+    /// The first word of a packet in memory but for its length, for [`from_start`](Self::from_start).
+    #[inline(always)]
+    pub(crate) fn start(handle: u32, offset: u16) -> u64 {
+        u64::from(handle) | u64::from(offset) << 32
+    }
+
+    /// Where its data is in the window of all pools, in bytes.
+    #[inline(always)]
+    pub(crate) fn window_offset_of(start: u64) -> u64 {
+        Frame::window_offset_of(start as u32) + (start >> 32)
+    }
+
+    /// A packet that begins by `start`.
+    #[inline(always)]
+    pub(crate) fn from_start(start: u64, length: u16, port: u16) -> Self {
+        if cfg!(target_endian = "big") {
+            return Self::new(start as u32, (start >> 32) as u16, length, port);
+        }
+        let high = u64::from(frame::NONE) | u64::from(port) << 32;
+        // SAFETY: as in `new`: the same two words.
+        unsafe { mem::transmute::<[u64; 2], Packet>([start | u64::from(length) << 48, high]) }
     }
 
     #[inline(always)]

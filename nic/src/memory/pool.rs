@@ -219,6 +219,13 @@ impl Pool {
         Fresh { headroom: inner.headroom, colours: inner.colours, length: length as u16, port: port.0 }
     }
 
+    /// The same for the handles of so many frames as there are places (at most 64): whoever has a handle is to see that its frame is freed.
+    #[inline(always)]
+    pub(crate) fn allocate_handles(&self, places: &mut [u32]) -> usize {
+        let wanted = places.len().min(BATCH_SIZE);
+        self.inner().free_list.take(wanted, |handles| places[..handles.len()].copy_from_slice(handles))
+    }
+
     /// Bytes every fresh packet has room for, whatever its frame's colour.
     #[inline(always)]
     pub fn data_room(&self) -> usize {

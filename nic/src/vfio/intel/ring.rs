@@ -7,7 +7,7 @@
 
 use super::DESCRIPTOR_BYTES;
 use super::format::{RxFormat, TxFormat};
-use crate::memory::{Batch, Frame, Fresh, Packet};
+use crate::memory::{Batch, Frame, Fresh, Packet, write_starts};
 use crate::vfio::dma::DmaBuffer;
 use std::ptr::NonNull;
 
@@ -74,6 +74,8 @@ impl Descriptors {
 pub(crate) struct FrameRing {
     /// Handles of owned frames from `head` up to `tail`; the others mean nothing. As many as the mask allows.
     handles: Box<[u32]>,
+    /// Of a ring of buffers to be filled, how the packet begins that each of them becomes; else empty.
+    starts: Box<[u64]>,
     mask: u32,
     head: u32,
     tail: u32,
@@ -86,7 +88,14 @@ impl FrameRing {
     pub(crate) fn new(size: u16) -> Self {
         assert!(size.is_power_of_two());
         let handles = vec![NOTHING; size.into()].into();
-        Self { handles, mask: u32::from(size) - 1, head: 0, tail: 0, nothings: 0 }
+        Self { handles, starts: Box::default(), mask: u32::from(size) - 1, head: 0, tail: 0, nothings: 0 }
+    }
+
+    /// An empty one for [`give_buffers`](Self::give_buffers).
+    pub(crate) fn of_buffers(size: u16) -> Self {
+        let mut ring = Self::new(size);
+        ring.starts = vec![0; size.into()].into();
+        ring
     }
 
     /// Places there are.
@@ -200,6 +209,9 @@ impl FrameRing {
     pub(crate) fn rewind(&mut self) {
         let head = (self.head & self.mask) as usize;
         self.handles.rotate_left(head);
+        if !self.starts.is_empty() {
+            self.starts.rotate_left(head);
+        }
         (self.head, self.tail) = (0, self.len() as u32);
     }
 
@@ -219,19 +231,20 @@ impl FrameRing {
         count: usize,
     ) -> usize {
         let (start, run) = self.run(self.tail, count.min(self.free()));
-        let (mut descriptor, mut places) = (descriptors.at(start as u32), self.handles[start..].iter_mut());
-        let (base, fresh) = (buffers.base, buffers.fresh);
-        let got = buffers.pool.allocate_frames(run, |frame| {
-            let address = base + frame.region_offset() + u64::from(fresh.offset(frame.handle()));
-            let Some(place) = places.next() else { return };
+        let (handles, starts) = (&mut self.handles[start..start + run], &mut self.starts[start..start + run]);
+        let got = buffers.pool.allocate_handles(handles);
+        let (origin, fresh) = (buffers.origin, buffers.fresh);
+        write_starts(&handles[..got], starts, fresh);
+        let mut descriptor = descriptors.at(start as u32);
+        for start in &starts[..got] {
+            let address = origin.wrapping_add(Packet::window_offset_of(*start));
             // SAFETY: as in `Descriptors::write`: there are as many descriptors from `start` on as places, and this is the place's.
             unsafe {
                 descriptor.write_volatile(address.to_le());
                 descriptor.add(1).write_volatile(0);
                 descriptor = descriptor.wrapping_add(2);
             }
-            *place = frame.into_handle();
-        });
+        }
         self.tail = self.tail.wrapping_add(got as u32);
         got
     }
@@ -254,33 +267,33 @@ impl FrameRing {
         &mut self,
         descriptors: &Descriptors,
         batch: &mut Batch,
-        fresh: Fresh,
+        port: u16,
         buffer_bytes: usize,
         checksum: bool,
     ) -> u64 {
-        let mut bytes = 0;
+        // Its lower half is the sum of the lengths.
+        let mut found_all = 0_u64;
         // Up to the ring's end, and on from its start.
         for _ in 0..2 {
             let (start, run) = self.run(self.head, self.len());
             let descriptor = descriptors.at(start as u32);
-            let handles = &self.handles[start..start + run];
+            let starts = &self.starts[start..start + run];
             let write = |packets: *mut Packet, room: usize| {
                 let mut count = 0;
-                for handle in &handles[..run.min(room)] {
+                for start in &starts[..run.min(room)] {
                     // SAFETY: as in `Descriptors::read`: there are as many descriptors from `start` on as places.
                     let word = u64::from_le(unsafe { descriptor.add(count * 2 + 1).read_volatile() });
-                    let most = F::whole(word);
-                    if most >= buffer_bytes as u64 {
+                    let found = F::turned(word);
+                    if F::whole(found) >= buffer_bytes as u64 {
                         break;
                     }
-                    let length = most + 1;
-                    let mut packet = Packet::new(*handle, fresh.offset(*handle), length as u16, fresh.port);
+                    let mut packet = Packet::from_start(*start, found as u16, port);
                     if checksum {
                         packet.set_checksum(F::checksum(word));
                     }
-                    // SAFETY: `count` is below the room. The handle's frame is the packet's: its place is given up below.
+                    // SAFETY: `count` is below the room. The frame of this place is the packet's: the place is given up below.
                     unsafe { packets.add(count).write(packet) };
-                    bytes += length;
+                    found_all = found_all.wrapping_add(found);
                     count += 1;
                 }
                 count
@@ -292,17 +305,17 @@ impl FrameRing {
                 break;
             }
         }
-        bytes
+        u64::from(found_all as u32)
     }
 
-    /// Writes a descriptor for each of the first `count` packets of the batch, which are in one segment, of the pool whose first byte the device has at
-    /// `base`, and for which there is room; the packets are the ring's then. How many bytes, and the last one's second word.
+    /// Writes a descriptor for each of the first `count` packets of the batch, which are in one segment, of the pool whose window begins for the device at
+    /// `origin`, and for which there is room; the packets are the ring's then. How many bytes, and the last one's second word.
     #[inline(always)]
     pub(crate) fn send_whole<F: TxFormat>(
         &mut self,
         descriptors: &Descriptors,
         batch: &mut Batch,
-        base: u64,
+        origin: u64,
         count: usize,
     ) -> (u64, u64) {
         let count = count.min(batch.len()).min(self.free());
@@ -314,8 +327,8 @@ impl FrameRing {
             for (packet, place) in packets.iter().zip(&mut self.handles[start..start + run]) {
                 debug_assert!(!packet.is_chained());
                 let length = packet.len() as u32;
-                let frame = Frame::from_handle(packet.handle());
-                let address = base + frame.region_offset() + packet.offset() as u64;
+                let (handle, offset) = (packet.handle(), packet.offset() as u64);
+                let address = origin.wrapping_add(Frame::window_offset_of(handle) + offset);
                 word = F::data(length, length, true, None);
                 // SAFETY: as in `Descriptors::write`: there are as many descriptors from `start` on as places, and this is the place's.
                 unsafe {
@@ -323,7 +336,7 @@ impl FrameRing {
                     descriptor.add(1).write_volatile(word.to_le());
                     descriptor = descriptor.wrapping_add(2);
                 }
-                *place = frame.into_handle();
+                *place = handle;
                 bytes += u64::from(length);
             }
             self.tail = self.tail.wrapping_add(run as u32);
@@ -344,7 +357,7 @@ impl Drop for FrameRing {
 /// Where a pool's frames are to the device, and where in them a packet is to start.
 pub(crate) struct Buffers<'a> {
     pub(crate) pool: &'a crate::memory::Pool,
-    pub(crate) base: u64,
+    pub(crate) origin: u64,
     pub(crate) fresh: Fresh,
 }
 
@@ -352,7 +365,8 @@ impl Buffers<'_> {
     /// The descriptor of an empty buffer; its second word takes away what the device wrote there the last time.
     #[inline(always)]
     fn descriptor(&self, frame: &Frame) -> [u64; 2] {
-        [self.base + frame.region_offset() + u64::from(self.fresh.offset(frame.handle())), 0]
+        let start = Packet::start(frame.handle(), self.fresh.offset(frame.handle()));
+        [self.origin.wrapping_add(Packet::window_offset_of(start)), 0]
     }
 }
 
@@ -365,7 +379,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn property_it_is_a_queue_whatever_is_done_to_it(steps in proptest::collection::vec(0_u8..10, 1..300)) {
+        fn property_it_is_a_queue_through_all_steps(steps in proptest::collection::vec(0_u8..10, 1..300)) {
             let pool = Pool::new(&PoolConfig { frames: 64, ..PoolConfig::default() }).unwrap();
             let mut ring = FrameRing::new(16);
             let mut model = VecDeque::new();

@@ -86,7 +86,7 @@ impl<F: RxFormat> IntelRx<F> {
         let mut queue = Self {
             gate: parts.gate,
             ring: Descriptors::new(buffer, parts.size),
-            frames: FrameRing::new(parts.size),
+            frames: FrameRing::of_buffers(parts.size),
             fresh,
             refill: REFILL.min(usize::from(parts.size) / 4).max(1),
             buffer_bytes: parts.buffer_bytes.min(pool.data_room()),
@@ -127,7 +127,7 @@ impl<F: RxFormat> IntelRx<F> {
     #[inline]
     fn fill(&mut self) -> bool {
         let before = self.frames.tail();
-        let buffers = Buffers { pool: self.mapping.pool(), base: self.mapping.base(), fresh: self.fresh };
+        let buffers = Buffers { pool: self.mapping.pool(), origin: self.mapping.origin(), fresh: self.fresh };
         while self.frames.free() >= self.refill {
             if self.frames.give_buffers(&self.ring, &buffers, BATCH_SIZE) == 0 {
                 break;
@@ -227,7 +227,8 @@ impl<F: RxFormat> IntelRx<F> {
             self.count_unread();
             self.chain = Chain { limit: self.chain.limit, ..Chain::default() };
             self.frames.rewind();
-            let buffers = Buffers { pool: self.mapping.pool(), base: self.mapping.base(), fresh: self.fresh };
+            let buffers =
+                Buffers { pool: self.mapping.pool(), origin: self.mapping.origin(), fresh: self.fresh };
             self.frames.give_again(&self.ring, &buffers);
             self.restarted = true;
             self.gate.ready();
@@ -245,11 +246,11 @@ impl<F: RxFormat> RxQueue for IntelRx<F> {
         let mut bytes = 0;
         loop {
             if self.chain.is_idle() {
-                let (ring, fresh, most) = (&self.ring, self.fresh, self.buffer_bytes);
+                let (ring, port, most) = (&self.ring, self.fresh.port, self.buffer_bytes);
                 bytes += if self.checksum {
-                    self.frames.receive_whole::<F>(ring, batch, fresh, most, true)
+                    self.frames.receive_whole::<F>(ring, batch, port, most, true)
                 } else {
-                    self.frames.receive_whole::<F>(ring, batch, fresh, most, false)
+                    self.frames.receive_whole::<F>(ring, batch, port, most, false)
                 };
             }
             // The next one is not done yet, as a rule.
