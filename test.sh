@@ -2,7 +2,7 @@
 # Runs every test of the project: format, lints, docs, unit and property tests, loom, tests in network namespaces and in a
 # guest, the release build, and the demo. See "Testing" in CONTRIBUTING.md.
 #
-#   ./test.sh           everything; every property test for 10 s, floods, starts and kills for about as long
+#   ./test.sh           everything; every property test for 5 s, floods, starts and kills for about as long
 #   ./test.sh --long    every property test for 30 s, those of what a NIC may do to its driver for 10 min, and many times the rounds of
 #                       floods, starts and kills
 #   ./test.sh STAGE...  only these stages, by the names that it prints: ./test.sh --long "property tests"
@@ -35,7 +35,7 @@ for argument in "$@"; do
 done
 # For tests that count rounds.
 if [[ $long ]]; then export ISOPLANE_LONG=1; else unset ISOPLANE_LONG; fi
-campaign_seconds=$((long ? 30 : 10))
+campaign_seconds=$((long ? 30 : 5))
 # What a NIC may write and answer, by a pattern of tests.
 longest='vfio::.*whatever'
 
@@ -350,7 +350,15 @@ lints() {
     shellcheck test.sh .ci/run bench/peers/*.sh bench/vfio/*.sh bench/vm/fetch.sh bench/vm/init
 }
 
+# The property tests run by themselves, below, and more cases of each. Where they cannot be found, they are unit tests.
+unit_tests() {
+    local skip=(namespace_ guest_)
+    has jq && skip+=(property_)
+    cargo test --locked --workspace --no-fail-fast -- "${skip[@]/#/--skip=}" --show-output
+}
+
 # What stands on rseq, on the two registrations that a process here does not choose by itself; and the guide's example.
+# The drivers of NICs do not: they have the pool's frames as everybody has.
 registrations() {
     local built crate binary said failed=0
     # The binaries of the stage before: for two crates alone cargo would choose other features, and build everything anew.
@@ -362,8 +370,8 @@ registrations() {
         binary=$(realpath "$(sed -nE "s|.*\((.*/deps/$crate-[0-9a-f]+)\)|\1|p" <<<"$built")") || return
         (
             cd "$crate" || exit
-            GLIBC_TUNABLES=glibc.pthread.rseq=0 ISOPLANE_RSEQ=own "$binary" --skip namespace_ &&
-                ISOPLANE_RSEQ=off "$binary" --skip namespace_
+            GLIBC_TUNABLES=glibc.pthread.rseq=0 ISOPLANE_RSEQ=own "$binary" --skip namespace_ --skip vfio:: &&
+                ISOPLANE_RSEQ=off "$binary" --skip namespace_ --skip vfio::
         ) || failed=1
     done
     said=$("$CARGO_TARGET_DIR/debug/examples/requests") || return
@@ -416,12 +424,8 @@ campaign() {
     local binary=$1 folder=$2 test=$3 rounds=0 log seconds=$campaign_seconds
     log=$logs/campaign-${test//:/_}.log
     cd "$folder" || return
-    # What a NIC may write and answer: ten minutes for each driver, where there is time; else the drivers share what there is.
-    if [[ $test == vfio::* ]]; then
-        seconds=5
-        [[ ${ISOPLANE_LONG-} ]] && seconds=30
-        [[ ${ISOPLANE_LONG-} && $test =~ $longest ]] && seconds=600
-    fi
+    # What a NIC may write and answer: ten minutes for each driver, where there is time.
+    [[ ${ISOPLANE_LONG-} && $test =~ $longest ]] && seconds=600
     while ((SECONDS < seconds)); do
         if ! PROPTEST_CASES=500 "$binary" --exact "$test" >"$log" 2>&1; then
             cat "$log"
@@ -434,7 +438,7 @@ campaign() {
 }
 
 export logs root campaign_seconds longest
-export -f has lints registrations campaign campaigns loom namespace_tests guest_kit guest_tests host_state nothing_left_behind smoke
+export -f has lints unit_tests registrations campaign campaigns loom namespace_tests guest_kit guest_tests host_state nothing_left_behind smoke
 
 # A function, so that bash has read the whole file before it begins: it may be edited meanwhile.
 main() {
@@ -448,7 +452,7 @@ main() {
     stage "test build" 15 cargo test --locked --workspace --no-run
     finish "guest kit"
     host_state >"$logs/host-before.txt"
-    stage "unit tests" 15 cargo test --locked --workspace --no-fail-fast -- --skip namespace_ --skip guest_ --show-output
+    stage "unit tests" 15 unit_tests
     # From here on, until the namespace tests want a quiet machine, it takes what others leave of the CPUs. (Unit tests want one too.)
     begin "release build" 15 nice -n 10 cargo build --locked --release --bin l2fwd
     begin "loom" 15 nice -n 10 bash -uc loom

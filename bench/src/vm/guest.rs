@@ -4,7 +4,7 @@
 use super::cpio::Archive;
 use super::error::cannot;
 use super::nic::{self, Nic};
-use super::session::{Logs, Qemu, Session};
+use super::session::{BOOT_LIMIT, Logs, Qemu, Session};
 use super::{Kit, Report, VmError, libraries, module, sys};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -27,6 +27,9 @@ const BOOTS: usize = 3;
 /// The kernel's word for a break point that nobody has set.
 const LATE_BREAK_POINT: &str = "Oops: int3";
 /// QEMU's word for a register that a CPU reached while another one moved the devices' registers about: its tables are not safe against that.
+/// Most often it has no word for it, and the access is lost. Where that was the end of an interrupt, written to the local APIC's page, the CPU takes no other
+/// one of that priority or below, for good: the guest never boots. The local APIC of the mode x2APIC is reached by instructions and not by memory, so a
+/// guest of several CPUs with many devices is given that: by `intel-iommu,intremap=on,eim=on`, without which the kernel does not use it.
 const LATE_MAP: &str = "iotlb_to_section: Assertion";
 /// Where modules are put, in the guest.
 const MODULES: &str = "lib/modules";
@@ -154,7 +157,11 @@ impl Guest {
     /// where QEMU itself gave up over its map of the devices' registers, which a guest with many NICs changes while it boots, and where it never booted.
     pub fn boot(&self, kit: &Kit) -> Result<Report, VmError> {
         self.check(false)?;
-        self.again_where_qemu_was_late(|| self.start(kit, false)?.finish())
+        self.again_where_qemu_was_late(|| {
+            let mut session = self.start(kit, false)?;
+            session.wait_until_booted(BOOT_LIMIT)?;
+            session.finish()
+        })
     }
 
     /// Boots it, and when it has run its commands, runs those that `talk` asks for: see [`Session`]. Where it is booted again (see
@@ -167,6 +174,7 @@ impl Guest {
         self.check(true)?;
         self.again_where_qemu_was_late(|| {
             let mut session = self.start(kit, true)?;
+            session.wait_until_booted(BOOT_LIMIT)?;
             session.wait_until_ready()?;
             let said = talk(&mut session)?;
             session.dismiss()?;
@@ -183,7 +191,7 @@ impl Guest {
                 Err(VmError::Panicked { console, .. }) if console.contains(LATE_BREAK_POINT) => {
                     eprintln!("guest {}: QEMU was late with patched code: booted again", self.name);
                 }
-                // Its CPUs all sleep, before the kernel has said a word.
+                // Its CPUs all sleep: see above.
                 Err(VmError::NotBooted { limit, .. }) => {
                     eprintln!("guest {}: not booted after {limit:?}: booted again", self.name);
                 }
@@ -216,7 +224,7 @@ impl Guest {
             .arg(self.kernel_file(kit))
             .arg("-initrd")
             .arg(&initramfs)
-            .args(["-append", &format!("{COMMAND_LINE} {}", self.append.join(" "))]);
+            .args(["-append", &format!("{COMMAND_LINE} {} {}", clock(), self.append.join(" "))]);
         for device in &self.devices {
             qemu.args(["-device", device]);
         }
@@ -307,6 +315,12 @@ impl Guest {
     pub fn mac(index: usize) -> [u8; 6] {
         nic::mac(index)
     }
+}
+
+/// The rate of the time stamp counter, for the kernel's command line. A guest has the host's counter; where it measured the rate by itself on a busy host, its
+/// clock ran five times too fast, and what was to take 20 s ended after 4.
+fn clock() -> String {
+    format!("tsc_early_khz={}", percpu::tsc::frequency_hz() / 1000)
 }
 
 /// QEMU's way to name a file, with the comma doubled, which would end the name.

@@ -1,6 +1,6 @@
 //! What a guest left behind: the text on its two serial lines, and what is to be made of it.
 //!
-//! The second line carries what the commands printed, and after each of them `EXIT status command`; at the end, `DONE`. A check says
+//! The second line carries `BOOTED`, what the commands printed, and after each of them `EXIT status command`; at the end, `DONE`. A check says
 //! `RESULT name ok`, `RESULT name failed: why` or `RESULT name skipped: why`. A guest that panicked, hung or fell silent has not
 //! said `DONE`.
 #![forbid(unsafe_code)]
@@ -104,7 +104,7 @@ impl Remains<'_> {
         let mut done = false;
         // The terminal ends lines with a carriage return too.
         for line in self.results.lines().map(str::trim_end) {
-            if line == "READY" {
+            if ["BOOTED", "READY"].contains(&line) {
                 // For the host only.
             } else if line == "DONE" {
                 done = true;

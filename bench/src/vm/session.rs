@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 const POLL: Duration = Duration::from_millis(20);
 /// How long it may take to end when its serial lines are closed.
 const LAST_GASP: Duration = Duration::from_secs(5);
-/// How long it may take until it listens, which is ten seconds where the machine has not much else to do.
-const BOOT_LIMIT: Duration = Duration::from_secs(60);
+/// How long it may take until its first process runs: four seconds on a machine with nothing else to do, 16 where five others want its two CPUs.
+pub(super) const BOOT_LIMIT: Duration = Duration::from_secs(40);
 /// What a terminal takes as one line.
 const LONGEST_LINE: usize = 4000;
 
@@ -130,20 +130,27 @@ impl Session {
         Ok(Wire::new(end(first)?, end(second)?))
     }
 
-    /// Waits until it has booted and run the commands it was given beforehand.
-    pub(super) fn wait_until_ready(&mut self) -> Result<(), VmError> {
-        let deadline = std::mem::replace(&mut self.deadline, Instant::now() + BOOT_LIMIT);
-        loop {
-            match self.line() {
-                Ok(line) if line == "READY" => break,
-                Ok(_) => {}
-                Err(VmError::TimedOut { guest, console, .. }) => {
-                    return Err(VmError::NotBooted { guest, limit: BOOT_LIMIT, console });
-                }
-                Err(error) => return Err(error),
+    /// Waits until its first process runs, at most for `limit`, which is no extension of the guest's own time.
+    pub(super) fn wait_until_booted(&mut self, limit: Duration) -> Result<(), VmError> {
+        let deadline = self.deadline;
+        self.deadline = deadline.min(Instant::now() + limit);
+        let booted = self.wait_for("BOOTED").map_err(|error| match error {
+            VmError::TimedOut { guest, console, .. } if self.deadline < deadline => {
+                VmError::NotBooted { guest, limit, console }
             }
-        }
+            error => error,
+        });
         self.deadline = deadline;
+        booted
+    }
+
+    /// Waits until it has run the commands it was given beforehand.
+    pub(super) fn wait_until_ready(&mut self) -> Result<(), VmError> {
+        self.wait_for("READY")
+    }
+
+    fn wait_for(&mut self, word: &str) -> Result<(), VmError> {
+        while self.line()? != word {}
         Ok(())
     }
 
@@ -263,4 +270,49 @@ enum More {
     HungUp,
     /// The guest's time is up.
     TimedOut,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn folder(seconds: u64) -> PathBuf {
+        std::env::temp_dir().join(format!("isoplane-session-{}-{seconds}", std::process::id()))
+    }
+
+    /// A guest that says this at once, and nothing more; it is given so many seconds.
+    fn says(words: &str, seconds: u64) -> (Session, UnixStream) {
+        let logs = Logs::prepare("g", folder(seconds)).unwrap();
+        fs::write(&logs.complaints, "").unwrap();
+        let mut qemu = Command::new("sleep");
+        let qemu = Qemu::start({
+            qemu.arg("100");
+            qemu
+        });
+        let (serial, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(words.as_bytes()).unwrap();
+        let limit = Duration::from_secs(seconds);
+        let deadline = (Instant::now() + limit, limit);
+        (Session::new(logs, qemu.unwrap(), serial, Vec::new(), deadline), theirs)
+    }
+
+    #[test]
+    fn a_guest_boots_in_time_or_not_at_all() {
+        let short = Duration::from_millis(20);
+        let (mut session, _serial) = says("BOOTED\r\nEXIT 0 insmod\r\nREADY\r\n", 100);
+        session.wait_until_booted(short).unwrap();
+        session.wait_until_ready().unwrap();
+        assert!(session.deadline > Instant::now() + short, "that limit was for booting");
+        let (mut session, _serial) = says("", 101);
+        let error = session.wait_until_booted(short).unwrap_err();
+        assert!(matches!(&error, VmError::NotBooted { limit, .. } if *limit == short), "{error}");
+        // Its own time was up before: nobody would boot it again.
+        let (mut session, _serial) = says("", 0);
+        let error = session.wait_until_booted(Duration::from_secs(100)).unwrap_err();
+        assert!(matches!(error, VmError::TimedOut { .. }), "{error}");
+        for seconds in [100, 101, 0] {
+            fs::remove_dir_all(folder(seconds)).unwrap();
+        }
+    }
 }

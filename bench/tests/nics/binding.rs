@@ -3,18 +3,33 @@
 use super::with_iommu;
 use crate::common::kit;
 use bench::vm::{Session, VmError, build, build_unit_tests};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// With a driver of the kernel's, without one, and two functions of one device, which share a group.
 const VIRTIO: &str = "0000:00:05.0";
 const IGB: &str = "0000:00:06.0";
 const SHARED: [&str; 2] = ["0000:00:07.0", "0000:00:07.1"];
+/// Another one like the second.
+const OTHER_IGB: &str = "0000:00:08.0";
 
 /// Runs a unit test of the crate nic that is for a guest, and gives what it printed.
 fn test(session: &mut Session, devices: &str, name: &str) -> Result<Vec<String>, VmError> {
     session.run(&format!(
         "ISOPLANE_PCI_DEVICES={devices} nic-tests --ignored --nocapture --exact vfio::pci::tests::guest::{name} 2>&1"
     ))
+}
+
+/// Runs the tests of what is below the drivers (nic/src/vfio/hardware.rs) whose names begin with `name`: so many there are.
+fn test_hardware(session: &mut Session, settings: &str, name: &str, count: usize) -> Result<(), VmError> {
+    let start = Instant::now();
+    let said = session.run(&format!(
+        "ISOPLANE_VFIO_IGB={IGB},{OTHER_IGB} {settings} nic-tests --ignored --nocapture --test-threads=1 vfio::hardware::{name} 2>&1 || true"
+    ))?;
+    said.iter().for_each(|line| println!("{line}"));
+    println!("{name}: {:.1} s", start.elapsed().as_secs_f64());
+    let all = format!("test result: ok. {count} passed; 0 failed;");
+    assert!(said.iter().any(|line| line.starts_with(&all)), "{said:#?}");
+    Ok(())
 }
 
 fn driver(session: &mut Session, address: &str) -> Result<String, VmError> {
@@ -58,6 +73,7 @@ fn guest_devices_come_back_to_their_drivers() {
         .nic("igb,addr=0x06")
         .nic("virtio-net-pci,disable-legacy=on,iommu_platform=on,multifunction=on,addr=0x07.0")
         .nic("virtio-net-pci,disable-legacy=on,iommu_platform=on,addr=0x07.1")
+        .nic("igb,addr=0x08")
         .file("bin/nic-tests", &tests)
         .file("bin/isoplane", &isoplane)
         .timeout(Duration::from_secs(120));
@@ -69,6 +85,14 @@ fn guest_devices_come_back_to_their_drivers() {
 
         print(test(session, &format!("{VIRTIO},{IGB}"), "devices_are_taken_and_given_back_again_and_again")?);
         assert_eq!(driver(session, VIRTIO)?, "virtio-pci");
+        assert_eq!(driver(session, IGB)?, "none");
+
+        test_hardware(session, "", "hardware_", 4)?;
+        // Where the kernel takes no mapping more.
+        let limit = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit";
+        let before = session.run(&format!("cat {limit}; echo 0 >{limit}"))?.concat();
+        test_hardware(session, "ISOPLANE_VFIO_REFUSED=dma_entry_limit", "refused_hardware_says_why", 1)?;
+        session.run(&format!("echo {before} >{limit}"))?;
         assert_eq!(driver(session, IGB)?, "none");
 
         // Killed: restore gives the devices back, and tells of each.

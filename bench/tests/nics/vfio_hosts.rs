@@ -1,54 +1,12 @@
-//! Hosts whose only way to each other is a machine with `vfio:` ports; and all that can keep a NIC there from being driven.
+//! Hosts whose only way to each other is a machine with `vfio:` ports.
 
+use super::failures::refused;
 use super::vfio::{ADDRESSES, E1000E, FRAMES, IGB, VIRTIO, assert_books, l2fwd_ports, port};
+use super::with_iommu;
 use crate::common::hosts::Hosts;
 use crate::common::{forwarder, kit, number};
-use bench::vm::{Guest, Session, Traffic, VmError, build};
+use bench::vm::{Session, Traffic, VmError, build};
 use std::time::{Duration, Instant};
-
-/// A NIC that no driver knows, and one of two that share an IOMMU group.
-const STRANGER: &str = "0000:00:0c.0";
-const SHARED: &str = "0000:00:0d.0";
-
-/// Runs a program that must not run, and gives what it says.
-#[track_caller]
-fn refused(session: &mut Session, command: &str, status: &str) -> Result<String, VmError> {
-    let said = session.run(&format!("timeout 20 {command} 2>&1; echo status $?"))?;
-    assert_eq!(said.last().map(String::as_str), Some(status), "{command}: {said:#?}");
-    let errors: Vec<&String> = said.iter().filter(|line| line.starts_with("error:")).collect();
-    assert_eq!(errors.len(), 1, "{command}: one line says it: {said:#?}");
-    println!("{}", errors[0]);
-    Ok(errors[0].clone())
-}
-
-/// Everything that keeps a NIC from being driven has its own line, with the way out.
-fn failures(session: &mut Session) -> Result<(), VmError> {
-    let fails = |session: &mut Session, address: &str, words: &[&str]| {
-        // What is wrong with the machine is 1, what is wrong with the command is 2.
-        let status = if address == ADDRESSES[IGB[0]] || address == SHARED { "status 1" } else { "status 2" };
-        let command = format!("l2fwd --port vfio:{address} --port mem:null --duration 1");
-        let said = refused(session, &command, status)?;
-        for word in words {
-            assert!(said.contains(word), "{word}: {said}");
-        }
-        Ok::<_, VmError>(())
-    };
-    // Modules that are not loaded, one after another; then what intremap=off means.
-    session.run("rmmod vfio_pci && rmmod vfio_iommu_type1 && ls /lib/modules")?;
-    let igb = ADDRESSES[IGB[0]];
-    fails(session, igb, &["vfio-pci is not there", "modprobe vfio-pci"])?;
-    session.run("insmod /lib/modules/vfio?pci.ko")?;
-    fails(session, igb, &["run \"modprobe vfio_iommu_type1\""])?;
-    session.run("insmod /lib/modules/vfio_iommu_type1.ko")?;
-    fails(session, igb, &["does not remap interrupts", "allow_unsafe_interrupts"])?;
-    session.run("echo 1 >/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts")?;
-    // Devices that are not what is asked for.
-    fails(session, "0000:00:00.0", &["is no Ethernet device", igb])?;
-    fails(session, "0000:00:1e.7", &["there is no PCI device at", igb])?;
-    fails(session, STRANGER, &["no driver of Isoplane knows", "15ad:07b0"])?;
-    fails(session, SHARED, &["shares IOMMU group", "virtio-pci"])?;
-    Ok(())
-}
 
 /// The same two queues by AF_XDP: flows keep their order while both carry them.
 fn af_xdp_with_two_queues(session: &mut Session) -> Result<(), VmError> {
@@ -68,7 +26,7 @@ fn af_xdp_with_two_queues(session: &mut Session) -> Result<(), VmError> {
     Ok(())
 }
 
-/// Hosts behind each kind of NIC talk through the machine; with virtio's, by two queues. Before that, all that can fail fails.
+/// Hosts behind each kind of NIC talk through the machine; with virtio's, by two queues.
 #[test]
 fn guest_vfio_hosts_talk() {
     const TEST: &str = "guest_vfio_hosts_talk";
@@ -78,13 +36,10 @@ fn guest_vfio_hosts_talk() {
     };
     let l2fwd = build("l2fwd").unwrap_or_else(|error| panic!("{error}"));
     let virtio = "virtio-net-pci,disable-legacy=on,iommu_platform=on";
-    let mut machine = Guest::new("vfio-hosts")
+    let mut machine = with_iommu("vfio-hosts")
         .cpus(3)
         .memory_mib(1024)
-        .append("intel_iommu=on iommu=pt ipv6.disable=1 hugepages=64")
-        .device("intel-iommu,intremap=off")
-        .module("vfio-pci")
-        .module("vfio_iommu_type1")
+        .append("hugepages=64")
         .module("virtio_net")
         .file("bin/l2fwd", &l2fwd)
         .timeout(Duration::from_secs(240));
@@ -94,12 +49,7 @@ fn guest_vfio_hosts_talk() {
         let queues = if index == 2 { 2 } else { 1 };
         machine = hosts.plug_into(machine, model, [&places[0], &places[1]], queues);
     }
-    machine = machine
-        .nic(&format!("vmxnet3,romfile=,addr=0x{}", &STRANGER[8..10]))
-        .nic(&format!("{virtio},romfile=,multifunction=on,addr=0x{}.0", &SHARED[8..10]))
-        .nic(&format!("{virtio},romfile=,addr=0x{}.1", &SHARED[8..10]));
     let run = |session: &mut Session| {
-        failures(session)?;
         af_xdp_with_two_queues(session)?;
         for (hosts, nics) in hosts.iter().zip([IGB, E1000E, VIRTIO]) {
             let start = Instant::now();

@@ -1,4 +1,4 @@
-//! Tests on a device that is there, bound to vfio-pci: in a guest, by hand or by its test. Two igb (82576) at the addresses that the environment names.
+//! Tests on a device that is there: run in a guest by bench/tests/nics/binding.rs. Two igb (82576) at the addresses that the environment names.
 #![forbid(unsafe_code)]
 
 use super::device::{Trouble, VfioFunction};
@@ -64,7 +64,7 @@ const GPIE: usize = 0x1514;
 const TDBAL0: usize = 0xE000;
 
 #[test]
-#[ignore = "needs two igb bound to vfio-pci: a guest's"]
+#[ignore = "needs two igb: in a guest"]
 fn hardware_is_opened_mapped_reset_and_closed() {
     let [first, second] = &addresses()[..] else { panic!("{ADDRESSES}: two addresses") };
     let before = locked_kib();
@@ -119,7 +119,7 @@ fn hardware_is_opened_mapped_reset_and_closed() {
 }
 
 #[test]
-#[ignore = "needs two igb bound to vfio-pci: a guest's"]
+#[ignore = "needs two igb: in a guest"]
 fn hardware_interrupts_by_msix() {
     let function = open(&addresses()[0]).unwrap();
     let registers = function.bar(0).unwrap();
@@ -142,7 +142,7 @@ fn hardware_interrupts_by_msix() {
 }
 
 #[test]
-#[ignore = "needs two igb bound to vfio-pci: a guest's"]
+#[ignore = "needs two igb: in a guest"]
 fn hardware_that_the_kernel_wants_back_is_given() {
     let address = &addresses()[1];
     let function = open(address).unwrap();
@@ -174,7 +174,7 @@ fn hardware_that_the_kernel_wants_back_is_given() {
 const MEMORY_SPACE: u32 = 1 << 1;
 
 #[test]
-#[ignore = "needs two igb bound to vfio-pci: a guest's"]
+#[ignore = "needs two igb: in a guest"]
 fn hardware_without_its_memory_space_is_silent_and_the_process_lives() {
     let function = open(&addresses()[0]).unwrap();
     let registers = function.bar(0).unwrap();
@@ -191,7 +191,7 @@ fn hardware_without_its_memory_space_is_silent_and_the_process_lives() {
 }
 
 #[test]
-#[ignore = "needs a guest, and a limit: it is called with ISOPLANE_VFIO_REFUSED=words"]
+#[ignore = "needs an igb and a limit, and ISOPLANE_VFIO_REFUSED=words: in a guest"]
 fn refused_hardware_says_why() {
     let Ok(words) = std::env::var("ISOPLANE_VFIO_REFUSED") else { return };
     let pool = Pool::new(&PoolConfig { frames: 8192, ..PoolConfig::default() }).unwrap();
