@@ -43,7 +43,7 @@ pub enum Checksum {
 /// Bits of a packet's flags.
 const CHECKSUM_GOOD: u16 = 1;
 const CHECKSUM_BAD: u16 = 2;
-const FILL_CHECKSUM: u16 = 4;
+pub(super) const FILL_CHECKSUM: u16 = 4;
 
 /// Bytes at a frame's start that hold the rest of a chain's segment: what a `Packet` holds for the first one.
 pub(crate) const SEGMENT_HEADER: usize = 64;
@@ -323,18 +323,6 @@ impl Packet {
         let handle = self.handle;
         mem::forget(self);
         Frame::from_handle(handle)
-    }
-
-    /// The same for a packet that is no chain, with `header` written before its data; where that starts in the frame. There is headroom for it.
-    #[inline(always)]
-    pub(crate) fn into_frame_behind<const N: usize>(self, header: &[u8; N]) -> (Frame, usize) {
-        let start = (self.offset as usize).wrapping_sub(N);
-        assert!(start >= SEGMENT_HEADER && start < self.offset as usize && !self.is_chained(), "no headroom");
-        // SAFETY: it lies before the data and behind the frame's first bytes, so inside the frame, which this packet alone owns.
-        unsafe { self.base().add(start).cast::<[u8; N]>().write(*header) };
-        let handle = self.handle;
-        mem::forget(self);
-        (Frame::from_handle(handle), start)
     }
 
     /// All bytes of all segments, copied out.

@@ -317,21 +317,46 @@ impl Inner {
         if self.is_packed() { self.pop_packed(queue) } else { self.pop_split(queue) }
     }
 
+    /// Says so on all queues, whatever is available on them.
+    pub(super) fn want_no_notifications(&mut self) {
+        self.wants_notifications = false;
+        for number in 0..self.queues.len() {
+            self.say_what_is_wanted(number);
+        }
+    }
+
+    /// Writes where the driver looks whether it wants to be notified of what is available next.
+    fn say_what_is_wanted(&mut self, number: usize) {
+        if !self.works(number) {
+            return;
+        }
+        let (queue, wants) = (&self.queues[number], self.wants_notifications);
+        let (size, taken, place) = (queue.size, queue.taken, queue.addresses[2]);
+        let events = self.driver & feature::EVENT_IDX != 0;
+        if self.is_packed() {
+            let flags: u16 = match (wants, events) {
+                (false, _) => 1,
+                (true, false) => 0,
+                (true, true) => 2,
+            };
+            let next = (taken % u32::from(size)) as u16 | u16::from(self.wrap(number, taken)) << 15;
+            let word = u32::from(next) | u32::from(flags) << 16;
+            self.iommu.write(place, &word.to_le_bytes());
+        } else if events {
+            // The next one is to be told of, or none for long.
+            let event = if wants { taken as u16 } else { (taken as u16).wrapping_sub(0x4000) };
+            self.iommu.write(place + 4 + 8 * u64::from(size), &event.to_le_bytes());
+        } else {
+            self.iommu.write(place, &u16::from(!wants).to_le_bytes());
+        }
+    }
+
     fn pop_split(&mut self, number: usize) -> Option<Chain> {
         let queue = &self.queues[number];
         let (avail, size, taken) = (queue.addresses[1], queue.size, queue.taken);
         let index = u16::from_le_bytes(self.read_memory(avail + 2));
-        let events = self.driver & feature::EVENT_IDX != 0;
-        let wants = self.wants_notifications;
         if index == taken as u16 {
-            if events {
-                // The next one is to be told of, or none for long.
-                let event = if wants { index } else { index.wrapping_sub(0x4000) };
-                let place = self.queues[number].addresses[2] + 4 + 8 * u64::from(size);
-                self.iommu.write(place, &event.to_le_bytes());
-            } else {
-                self.iommu.write(self.queues[number].addresses[2], &u16::from(!wants).to_le_bytes());
-            }
+            self.say_what_is_wanted(number);
             return None;
         }
         let ring = avail + 4 + 2 * u64::from(taken as u16 % size);
@@ -359,14 +384,7 @@ impl Inner {
             let available = (flags & 0x80 != 0) == wrap && (flags & 0x8000 != 0) != wrap;
             if !available {
                 assert!(!self.strict || chain.segments.is_empty(), "a chain becomes available as a whole");
-                let flags: u16 = match (self.wants_notifications, self.driver & feature::EVENT_IDX != 0) {
-                    (false, _) => 1,
-                    (true, false) => 0,
-                    (true, true) => 2,
-                };
-                let place = (at as u16 % self.queues[number].size) | (u16::from(wrap) << 15);
-                let word = u32::from(place) | u32::from(flags) << 16;
-                self.iommu.write(self.queues[number].addresses[2], &word.to_le_bytes());
+                self.say_what_is_wanted(number);
                 return None;
             }
             at = at.wrapping_add(1);
