@@ -62,6 +62,12 @@ impl Frame {
         u64::from(handle & INDEX_MASK) << window::STRIDE_SHIFT
     }
 
+    /// Where it starts in the window of all pools, in bytes, by its handle.
+    #[inline(always)]
+    pub(crate) fn window_offset_of(handle: u32) -> u64 {
+        u64::from(handle) << window::STRIDE_SHIFT
+    }
+
     /// The number of its pool.
     #[inline(always)]
     pub fn pool_number(&self) -> u32 {

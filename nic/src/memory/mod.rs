@@ -5,7 +5,6 @@
 //! [`BATCH_SIZE`] packets and is what ports and applications hand to each other.
 
 mod batch;
-mod bounds;
 mod frame;
 mod free_list;
 mod packet;
@@ -16,12 +15,11 @@ mod window;
 mod words;
 
 pub use batch::{BATCH_SIZE, Batch};
-pub(crate) use bounds::Bounds;
 pub use frame::Frame;
-pub(crate) use frame::Returned;
+pub(crate) use frame::{POOL_SHIFT, Returned};
 pub(crate) use packet::SEGMENT_HEADER;
 pub use packet::{Checksum, Packet, Segments};
 pub use pool::{Audit, MIN_HEADROOM, Pool, PoolConfig, PoolError};
 pub use region::{PageChoice, PageSize, Region, RegionError};
 pub use registry::MAX_POOLS;
-pub(crate) use words::Fresh;
+pub(crate) use words::{Fresh, bounds, write_starts};

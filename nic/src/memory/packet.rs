@@ -43,12 +43,15 @@ pub enum Checksum {
 /// Bits of a packet's flags.
 const CHECKSUM_GOOD: u16 = 1;
 const CHECKSUM_BAD: u16 = 2;
-pub(super) const FILL_CHECKSUM: u16 = 4;
+const FILL_CHECKSUM: u16 = 4;
 
 /// Bytes at a frame's start that hold the rest of a chain's segment: what a `Packet` holds for the first one.
 pub(crate) const SEGMENT_HEADER: usize = 64;
 
 impl Packet {
+    /// The bit of the flags of a packet that wants its checksums filled in.
+    pub(crate) const ASKS: u16 = FILL_CHECKSUM;
+
     #[inline(always)]
     pub(crate) fn new(handle: u32, offset: u16, length: u16, port: u16) -> Self {
         let packet = Self { handle, offset, length, next: frame::NONE, port, flags: 0 };
@@ -69,6 +72,12 @@ impl Packet {
     #[inline(always)]
     pub(crate) fn start(handle: u32, offset: u16) -> u64 {
         u64::from(handle) | u64::from(offset) << 32
+    }
+
+    /// Where its data is in the window of all pools, in bytes.
+    #[inline(always)]
+    pub(crate) fn window_offset_of(start: u64) -> u64 {
+        Frame::window_offset_of(start as u32) + (start >> 32)
     }
 
     /// A packet that begins by `start`.

@@ -9,7 +9,7 @@
 
 use super::iova::{IovaAllocator, PAGE};
 use super::membership::lock;
-use crate::memory::{Frame, PageSize, Pool};
+use crate::memory::{Frame, POOL_SHIFT, PageSize, Pool};
 use crate::sys;
 use std::io;
 use std::marker::PhantomData;
@@ -178,6 +178,13 @@ impl PoolMapping {
     #[inline(always)]
     pub(crate) fn base(&self) -> u64 {
         self.iova
+    }
+
+    /// The device's address of what would be the first byte of the window of all pools, to which a frame's place in the window is added
+    /// ([`Frame::window_offset_of`]): the sum, which may wrap, is right for this pool's frames.
+    #[inline(always)]
+    pub(crate) fn origin(&self) -> u64 {
+        self.iova.wrapping_sub(Frame::window_offset_of(self.pool.number() << POOL_SHIFT))
     }
 
     /// The device's address of a frame's first byte. The frame is of this pool.

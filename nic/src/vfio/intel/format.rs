@@ -32,12 +32,17 @@ pub(crate) trait RxFormat: Send + 'static {
         usize::from((word >> 32) as u16)
     }
 
-    /// The bytes of a packet that is done, undamaged and whole in this buffer, less 1; for all else more than any packet has.
+    /// Its length in the lower half; in the upper half what of its status says whether it is a packet.
     #[inline(always)]
-    fn whole(word: u64) -> u64 {
-        let whole = Self::DONE | Self::END;
+    fn turned(word: u64) -> u64 {
+        (word & (Self::DONE | Self::END | Self::DAMAGED | 0xFFFF << 32)).rotate_right(32)
+    }
+
+    /// Of a word that was turned, the bytes of a packet that is done, undamaged and whole in this buffer, less 1; for all else more than any packet has.
+    #[inline(always)]
+    fn whole(turned: u64) -> u64 {
         // One comparison says all: what the status has too much or too little ends up above the length.
-        (word & (whole | Self::DAMAGED | 0xFFFF << 32)).rotate_right(32).wrapping_sub(whole << 32 | 1)
+        turned.wrapping_sub((Self::DONE | Self::END) << 32 | 1)
     }
 
     /// What the device says of the packet's checksums, of its last descriptor. Without an IPv4 header there is none to be looked at.

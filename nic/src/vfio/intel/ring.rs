@@ -7,7 +7,7 @@
 
 use super::DESCRIPTOR_BYTES;
 use super::format::{RxFormat, TxFormat};
-use crate::memory::{Batch, Frame, Fresh, Packet};
+use crate::memory::{Batch, Frame, Fresh, Packet, write_starts};
 use crate::vfio::dma::DmaBuffer;
 use std::ptr::NonNull;
 
@@ -233,12 +233,11 @@ impl FrameRing {
         let (start, run) = self.run(self.tail, count.min(self.free()));
         let (handles, starts) = (&mut self.handles[start..start + run], &mut self.starts[start..start + run]);
         let got = buffers.pool.allocate_handles(handles);
-        let (base, fresh) = (buffers.base, buffers.fresh);
+        let (origin, fresh) = (buffers.origin, buffers.fresh);
+        write_starts(&handles[..got], starts, fresh);
         let mut descriptor = descriptors.at(start as u32);
-        for (handle, start) in handles[..got].iter().zip(starts) {
-            let offset = fresh.offset(*handle);
-            let address = base + Frame::region_offset_of(*handle) + u64::from(offset);
-            *start = Packet::start(*handle, offset);
+        for start in &starts[..got] {
+            let address = origin.wrapping_add(Packet::window_offset_of(*start));
             // SAFETY: as in `Descriptors::write`: there are as many descriptors from `start` on as places, and this is the place's.
             unsafe {
                 descriptor.write_volatile(address.to_le());
@@ -272,7 +271,8 @@ impl FrameRing {
         buffer_bytes: usize,
         checksum: bool,
     ) -> u64 {
-        let mut bytes = 0;
+        // Its lower half is the sum of the lengths.
+        let mut found_all = 0_u64;
         // Up to the ring's end, and on from its start.
         for _ in 0..2 {
             let (start, run) = self.run(self.head, self.len());
@@ -283,18 +283,17 @@ impl FrameRing {
                 for start in &starts[..run.min(room)] {
                     // SAFETY: as in `Descriptors::read`: there are as many descriptors from `start` on as places.
                     let word = u64::from_le(unsafe { descriptor.add(count * 2 + 1).read_volatile() });
-                    let most = F::whole(word);
-                    if most >= buffer_bytes as u64 {
+                    let found = F::turned(word);
+                    if F::whole(found) >= buffer_bytes as u64 {
                         break;
                     }
-                    let length = most + 1;
-                    let mut packet = Packet::from_start(*start, length as u16, port);
+                    let mut packet = Packet::from_start(*start, found as u16, port);
                     if checksum {
                         packet.set_checksum(F::checksum(word));
                     }
                     // SAFETY: `count` is below the room. The frame of this place is the packet's: the place is given up below.
                     unsafe { packets.add(count).write(packet) };
-                    bytes += length;
+                    found_all = found_all.wrapping_add(found);
                     count += 1;
                 }
                 count
@@ -306,17 +305,17 @@ impl FrameRing {
                 break;
             }
         }
-        bytes
+        u64::from(found_all as u32)
     }
 
-    /// Writes a descriptor for each of the first `count` packets of the batch, which are in one segment, of the pool whose first byte the device has at
-    /// `base`, and for which there is room; the packets are the ring's then. How many bytes, and the last one's second word.
+    /// Writes a descriptor for each of the first `count` packets of the batch, which are in one segment, of the pool whose window begins for the device at
+    /// `origin`, and for which there is room; the packets are the ring's then. How many bytes, and the last one's second word.
     #[inline(always)]
     pub(crate) fn send_whole<F: TxFormat>(
         &mut self,
         descriptors: &Descriptors,
         batch: &mut Batch,
-        base: u64,
+        origin: u64,
         count: usize,
     ) -> (u64, u64) {
         let count = count.min(batch.len()).min(self.free());
@@ -328,8 +327,8 @@ impl FrameRing {
             for (packet, place) in packets.iter().zip(&mut self.handles[start..start + run]) {
                 debug_assert!(!packet.is_chained());
                 let length = packet.len() as u32;
-                let frame = Frame::from_handle(packet.handle());
-                let address = base + frame.region_offset() + packet.offset() as u64;
+                let (handle, offset) = (packet.handle(), packet.offset() as u64);
+                let address = origin.wrapping_add(Frame::window_offset_of(handle) + offset);
                 word = F::data(length, length, true, None);
                 // SAFETY: as in `Descriptors::write`: there are as many descriptors from `start` on as places, and this is the place's.
                 unsafe {
@@ -337,7 +336,7 @@ impl FrameRing {
                     descriptor.add(1).write_volatile(word.to_le());
                     descriptor = descriptor.wrapping_add(2);
                 }
-                *place = frame.into_handle();
+                *place = handle;
                 bytes += u64::from(length);
             }
             self.tail = self.tail.wrapping_add(run as u32);
@@ -358,7 +357,7 @@ impl Drop for FrameRing {
 /// Where a pool's frames are to the device, and where in them a packet is to start.
 pub(crate) struct Buffers<'a> {
     pub(crate) pool: &'a crate::memory::Pool,
-    pub(crate) base: u64,
+    pub(crate) origin: u64,
     pub(crate) fresh: Fresh,
 }
 
@@ -366,7 +365,8 @@ impl Buffers<'_> {
     /// The descriptor of an empty buffer; its second word takes away what the device wrote there the last time.
     #[inline(always)]
     fn descriptor(&self, frame: &Frame) -> [u64; 2] {
-        [self.base + frame.region_offset() + u64::from(self.fresh.offset(frame.handle())), 0]
+        let start = Packet::start(frame.handle(), self.fresh.offset(frame.handle()));
+        [self.origin.wrapping_add(Packet::window_offset_of(start)), 0]
     }
 }
 

@@ -127,7 +127,7 @@ impl<F: RxFormat> IntelRx<F> {
     #[inline]
     fn fill(&mut self) -> bool {
         let before = self.frames.tail();
-        let buffers = Buffers { pool: self.mapping.pool(), base: self.mapping.base(), fresh: self.fresh };
+        let buffers = Buffers { pool: self.mapping.pool(), origin: self.mapping.origin(), fresh: self.fresh };
         while self.frames.free() >= self.refill {
             if self.frames.give_buffers(&self.ring, &buffers, BATCH_SIZE) == 0 {
                 break;
@@ -227,7 +227,8 @@ impl<F: RxFormat> IntelRx<F> {
             self.count_unread();
             self.chain = Chain { limit: self.chain.limit, ..Chain::default() };
             self.frames.rewind();
-            let buffers = Buffers { pool: self.mapping.pool(), base: self.mapping.base(), fresh: self.fresh };
+            let buffers =
+                Buffers { pool: self.mapping.pool(), origin: self.mapping.origin(), fresh: self.fresh };
             self.frames.give_again(&self.ring, &buffers);
             self.restarted = true;
             self.gate.ready();

@@ -43,6 +43,11 @@ impl Rig {
     }
 
     fn with(frames: usize, size: u16, checksum: bool) -> (Self, Rx, Tx) {
+        Self::sending(frames, size, checksum, MAX_PACKET - 8)
+    }
+
+    /// One that sends packets of up to `max_packet_len` bytes.
+    fn sending(frames: usize, size: u16, checksum: bool, max_packet_len: usize) -> (Self, Rx, Tx) {
         let (iommu, dma) = ModelIommu::new();
         let pool = Pool::new(&PoolConfig { frames, ..PoolConfig::default() }).unwrap();
         let registers = PlainRegisters::new(64);
@@ -65,7 +70,7 @@ impl Rig {
         .unwrap();
         let tx = Tx::new(TxParts {
             size,
-            max_packet_len: MAX_PACKET - 8,
+            max_packet_len,
             checksum,
             frames: &frames,
             tail: TailRegister::new(registers.clone(), TDT),
@@ -290,6 +295,40 @@ fn short_long_and_foreign_packets() {
         (6, 14 * 2 + 9000 + 60 + 3500 + 200)
     );
     drop((all, rx, tx));
+    rig.check_closed();
+}
+
+#[test]
+fn one_odd_packet_is_seen_wherever_in_a_burst_it_is() {
+    let (mut rig, rx, mut tx) = Rig::sending(1024, 128, false, 1000);
+    let other = Pool::new(&PoolConfig { frames: 64, ..PoolConfig::default() }).unwrap();
+    let mut batch = Batch::new();
+    let reasons = [DropReason::TxUndersize, DropReason::TxOversize];
+    let (mut refused, mut copied) = ([0; 2], 0);
+    for place in 0..9 {
+        for odd in [13, 1001, 33_000, 40, 60] {
+            for index in 0..9 {
+                let made = match odd {
+                    _ if index != place => packet(&rig.pool, &[60], index),
+                    33_000 => packet(&rig.pool, &[1500; 22], 0),
+                    40 => packet(&other, &[odd], index),
+                    _ => packet(&rig.pool, &[odd], index),
+                };
+                batch.push(made.unwrap()).unwrap();
+            }
+            tx.transmit(&mut batch);
+            let sent = rig.send(99);
+            refused[0] += u64::from(odd == 13);
+            refused[1] += u64::from(odd > 1000);
+            copied += usize::from(odd == 40);
+            assert_eq!(sent.len(), 8 + usize::from(odd == 40 || odd == 60));
+            assert!(sent.iter().all(|sent| [40, 60].contains(&sent.bytes.len())));
+            assert_eq!(sent.iter().filter(|sent| sent.bytes.len() == 40).count(), usize::from(odd == 40));
+            assert_eq!(reasons.map(|reason| tx.counters().drops(reason).get()), refused);
+        }
+    }
+    assert_eq!((copied, other.audit().held), (9, 0));
+    drop((rx, tx));
     rig.check_closed();
 }
 

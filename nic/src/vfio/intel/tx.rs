@@ -10,7 +10,7 @@ use super::format::TxFormat;
 use super::ring::{Descriptors, FrameRing};
 use crate::counters::{DropReason, QueueCounters};
 use crate::ethernet::{ETHERNET_HEADER, vlan_bytes};
-use crate::memory::{Batch, Packet};
+use crate::memory::{Batch, POOL_SHIFT, Packet, bounds};
 use crate::port::TxQueue;
 use crate::vfio::dma::{PoolMapping, observe};
 use crate::vfio::gate::{Gate, Turn};
@@ -169,6 +169,9 @@ impl<F: TxFormat> IntelTx<F> {
     /// Puts packets from the front of `batch` on the ring, as many as there is room for.
     #[inline]
     fn send(&mut self, batch: &mut Batch) {
+        if batch.is_empty() {
+            return;
+        }
         let before = self.frames.tail();
         if self.is_plain(batch) {
             self.send_plain(batch);
@@ -190,17 +193,13 @@ impl<F: TxFormat> IntelTx<F> {
     /// Whether all packets are whole in one segment of our pool, of a length that can be sent, and want nothing.
     #[inline(always)]
     fn is_plain(&self, batch: &Batch) -> bool {
-        let (least, most) = (LEAST_LENGTH as u32, self.max_packet_len as u32);
-        // Without a branch for each: a length out of bounds has the upper bit of one difference.
-        let (mut lengths, mut pools, mut nexts, mut asks) = (0, 0, u32::MAX, false);
-        for packet in batch {
-            let length = packet.len() as u32;
-            lengths |= length.wrapping_sub(least) | most.wrapping_sub(length);
-            pools |= packet.pool_number() ^ self.pool_number;
-            nexts &= packet.next_handle();
-            asks |= packet.wants_checksum();
-        }
-        lengths >> 31 == 0 && pools == 0 && nexts == u32::MAX && !(asks && self.checksum)
+        let bounds = bounds(batch.as_slice());
+        let (shortest, longest) = bounds.lengths;
+        let of_our_pool =
+            bounds.differs >> POOL_SHIFT == 0 && bounds.common >> POOL_SHIFT == self.pool_number;
+        let asks = self.checksum && bounds.flags & Packet::ASKS != 0;
+        let fits = shortest >= LEAST_LENGTH as i16 && longest as usize <= self.max_packet_len;
+        of_our_pool && fits && !bounds.chained && !asks
     }
 
     /// Sends what there is room for.
@@ -209,7 +208,7 @@ impl<F: TxFormat> IntelTx<F> {
         let mut left = batch.len().min(self.frames.free());
         while left > 0 {
             let count = left.min((REPORT_EVERY - self.open.places) as usize);
-            let (bytes, word) = self.frames.send_whole::<F>(&self.ring, batch, self.mapping.base(), count);
+            let (bytes, word) = self.frames.send_whole::<F>(&self.ring, batch, self.mapping.origin(), count);
             self.last_word = word;
             self.open.places += count as u32;
             self.open.packets += count as u32;

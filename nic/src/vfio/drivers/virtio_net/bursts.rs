@@ -8,7 +8,7 @@
 use super::abi::header;
 use super::ledger::{Ledger, Sent, Starts};
 use super::ring::{FreeRow, Ring, Segment, UsedRow};
-use crate::memory::{BATCH_SIZE, Batch, Bounds, Frame, Packet, SEGMENT_HEADER};
+use crate::memory::{BATCH_SIZE, Batch, Frame, POOL_SHIFT, Packet, SEGMENT_HEADER, bounds};
 use crate::vfio::dma::{PoolMapping, observe};
 
 const HEADER: u32 = header::BYTES as u32;
@@ -76,7 +76,7 @@ pub(super) fn give<R: Ring>(
     let mut handles = [0; BATCH_SIZE];
     let wanted = (ledger.room() as usize).min(BATCH_SIZE);
     let got = frames.pool().allocate_handles(&mut handles[..wanted]);
-    let base = frames.base().wrapping_sub(HEADER.into());
+    let origin = frames.origin().wrapping_sub(HEADER.into());
     let mut rest = &handles[..got];
     // Up to the end of the ring, and on from its start: there is room for all.
     while !rest.is_empty() {
@@ -84,7 +84,7 @@ pub(super) fn give<R: Ring>(
         let starts = ledger.books_mut().row_mut(slots);
         let (now, later) = rest.split_at(starts.len());
         let address = |handle: u32, offset: u32| {
-            base.wrapping_add(Frame::region_offset_of(handle)).wrapping_add(offset.into())
+            origin.wrapping_add(Frame::window_offset_of(handle)).wrapping_add(offset.into())
         };
         let (Some(first), Some(start)) = (now.first(), starts.first_mut()) else { break };
         start.handle = *first;
@@ -123,12 +123,13 @@ impl Usual {
     /// Whether all packets are, of which there is one at least.
     #[inline(always)]
     fn are(&self, packets: &[Packet]) -> bool {
-        let bounds = Bounds::of(packets);
-        bounds.are_of_pool(self.pool)
-            & bounds.are_whole()
-            & bounds.are_of_length(self.least, self.most)
-            & bounds.start_from((SEGMENT_HEADER + ZEROS) as i16)
-            & (!self.checksum | bounds.want_nothing())
+        let bounds = bounds(packets);
+        let (shortest, longest) = bounds.lengths;
+        let of_our_pool = bounds.differs >> POOL_SHIFT == 0 && bounds.common >> POOL_SHIFT == self.pool;
+        let asks = self.checksum && bounds.flags & Packet::ASKS != 0;
+        let fits = self.least <= shortest && longest <= self.most;
+        let has_room = bounds.offset >= (SEGMENT_HEADER + ZEROS) as i16;
+        of_our_pool && fits && has_room && !bounds.chained && !asks
     }
 }
 
@@ -146,14 +147,16 @@ pub(super) fn send<R: Ring>(
     if count > 0 && !usual.are(rest) {
         return false;
     }
-    let (memory, base) = (frames.pool().region().base(), frames.base());
+    // Where the window of all pools begins, to us and to the device.
+    let window = window(frames);
+    let origin = frames.origin().wrapping_sub(HEADER.into());
     // Where the packet's header begins, to the device.
     let prepare = |packet: &Packet| {
-        let start = Frame::region_offset_of(packet.handle()) + packet.offset() as u64;
+        let place = Frame::window_offset_of(packet.handle()) + packet.offset() as u64;
         // SAFETY: the packet owns its frame, which is of this pool, and its data starts so far behind the frame's first bytes, which are a chain's: the zeros are
         // inside the frame, and no reference to a packet reaches there.
-        unsafe { memory.add(start as usize - ZEROS).cast::<[u8; ZEROS]>().write([0; ZEROS]) };
-        base.wrapping_add(start).wrapping_sub(HEADER.into())
+        unsafe { window.wrapping_add(place as usize - ZEROS).cast::<[u8; ZEROS]>().write([0; ZEROS]) };
+        origin.wrapping_add(place)
     };
     // Up to the end of the ring, and on from its start.
     while !rest.is_empty() {
@@ -179,6 +182,14 @@ pub(super) fn send<R: Ring>(
     // SAFETY: there are as many; their frames are the books' now, and none has another segment.
     unsafe { batch.forget_front(count) };
     true
+}
+
+/// The address to which a frame's place in the window of all pools is added, for frames of this pool.
+#[inline(always)]
+fn window(frames: &PoolMapping) -> *mut u8 {
+    let pool = frames.pool();
+    let before = Frame::window_offset_of(pool.number() << POOL_SHIFT);
+    pool.region().base().as_ptr().wrapping_sub(before as usize)
 }
 
 /// Frees packets of one descriptor that come back in order, up to 64. All are of one pool.
