@@ -191,6 +191,8 @@ impl<R: Ring> VirtioTx<R> {
                 head[header::FLAGS] = header::NEEDS_CSUM;
                 head[header::CSUM_START..][..2].copy_from_slice(&start.to_le_bytes());
                 head[header::CSUM_OFFSET..][..2].copy_from_slice(&offset.to_le_bytes());
+            } else if checksum::stays_open(&packet) {
+                return self.state.counters.drops(DropReason::TxChecksum).add(1);
             }
         }
         let mut parts: [Option<Part>; MAX_SEGMENTS + 1] = [const { None }; MAX_SEGMENTS + 1];

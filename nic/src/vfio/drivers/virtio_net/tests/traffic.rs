@@ -214,6 +214,57 @@ fn checksums_go_both_ways() {
 }
 
 #[test]
+fn a_checksum_that_nobody_can_fill_in_is_not_left_open_in_silence() {
+    let ipv4 = |protocol: u8, fragment: u8, total: u8| {
+        [
+            &[2; 12][..],
+            &[8, 0, 0x45, 0, 0, total, 0, 0, fragment, 0, 64, protocol, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2],
+            &[7; 40],
+        ]
+        .concat()
+    };
+    let ipv6 = |next: u8| [&[2; 12][..], &[0x86, 0xDD, 0x60, 0, 0, 0, 0, 40, next, 64], &[1; 72]].concat();
+    let arp = [&[2; 12][..], &[8, 6], &[1; 46]].concat();
+    // Each with where it is cut, and whether it goes; all ask.
+    let packets = [
+        (ipv4(17, 0x20, 60), None, false),
+        (ipv4(6, 0, 60), Some(40), false),
+        (ipv4(6, 0, 200), None, false),
+        (ipv4(6, 0, 10), None, false),
+        (ipv4(1, 0, 60), None, true),
+        (ipv4(1, 0, 61), None, false),
+        (ipv4(1, 0, 60), Some(33), false),
+        (ipv4(17, 0, 60), None, true),
+        (arp, None, true),
+        (ipv6(0), None, false),
+        (ipv6(44), None, false),
+        (ipv6(58), None, true),
+        (ipv6(58), Some(20), false),
+        (ipv6(17), None, true),
+        (vec![2; 14], None, true),
+    ];
+    for want in Want::all_rings() {
+        let mut rig = Rig::new(Want { checksum: true, ..want });
+        let mut batch = Batch::new();
+        for (bytes, cut, _) in &packets {
+            let mut packet = rig.packet(bytes, cut.as_slice());
+            packet.fill_checksum(true);
+            batch.push(packet).unwrap();
+        }
+        rig.transmit(0, &mut batch);
+        let sent = rig.model.lock().collect(0, 99);
+        let asked: Vec<usize> =
+            sent.iter().map(|(header, packet)| packet.len() * usize::from(header[0])).collect();
+        // Of those that went, TCP's and UDP's ask the device.
+        assert_eq!(asked, [0, 74, 0, 0, 94, 0], "{sent:?}");
+        let stopped = packets.iter().filter(|(.., goes)| !goes).count();
+        assert_eq!(drops(&rig.tx_counters(0), DropReason::TxChecksum), stopped as u64);
+        assert_eq!(sent.len(), packets.len() - stopped);
+        rig.close();
+    }
+}
+
+#[test]
 fn what_is_on_its_way_at_the_end_is_counted() {
     for want in Want::all_rings() {
         for mtu in [1500, 9000] {
