@@ -177,6 +177,58 @@ fn whatever_a_packet_looks_like_it_is_sent_whole_or_dropped_by_name() {
 }
 
 #[test]
+fn one_odd_packet_in_a_burst_does_not_pass_for_a_plain_one() {
+    for want in Want::all_rings() {
+        for odd in 0..6 {
+            let mut rig = Rig::new(want.clone());
+            let other = Pool::new(&PoolConfig { frames: 64, ..PoolConfig::default() }).unwrap();
+            let (packet, dropped) = match odd {
+                0 => (packet_of(&other, &payload(1, 100), &[]), None),
+                1 => (rig.packet(&payload(1, 13), &[]), Some(DropReason::TxUndersize)),
+                2 => (rig.packet(&payload(1, 1515), &[]), Some(DropReason::TxOversize)),
+                3 => (rig.packet(&payload(1, 100), &[40]), None),
+                _ => {
+                    let mut packet = rig.packet(&payload(1, 100), &[]);
+                    let bytes = packet.headroom() - if odd == 4 { 11 } else { 13 };
+                    packet.prepend(bytes).unwrap().fill(1);
+                    (packet, None)
+                }
+            };
+            let mut wanted = vec![payload(0, 60), packet.to_vec(), payload(2, 60)];
+            let mut batch = Batch::new();
+            batch.push(rig.packet(&wanted[0], &[])).unwrap();
+            batch.push(packet).unwrap();
+            batch.push(rig.packet(&wanted[2], &[])).unwrap();
+            rig.transmit(0, &mut batch);
+            assert!(batch.is_empty());
+            if dropped.is_some() {
+                wanted.remove(1);
+            }
+            let mut model = rig.model.lock();
+            for wanted in &wanted {
+                let chain = model.pop(1).unwrap();
+                let (header, packet) = model.gather(&chain);
+                assert_eq!((header, &packet), ([0; 12], wanted), "{odd}");
+                // A header does not go where a chain's segments have theirs.
+                let [(address, ..)] = chain.segments[..] else { continue };
+                assert!((address - rig.frames.base()) % 2048 >= 64, "{odd}");
+            }
+            assert!(model.pop(1).is_none());
+            drop(model);
+            let lost = rig
+                .tx_counters(0)
+                .all_drops()
+                .map(|(reason, count)| (reason, count))
+                .filter(|(_, count)| *count > 0)
+                .collect::<Vec<_>>();
+            assert_eq!(lost, dropped.map(|reason| (reason, 1)).into_iter().collect::<Vec<_>>());
+            rig.close();
+            assert_eq!(other.audit().held, 0);
+        }
+    }
+}
+
+#[test]
 fn checksums_go_both_ways() {
     for want in Want::all_rings() {
         let mut rig = Rig::new(Want { checksum: true, ..want });
