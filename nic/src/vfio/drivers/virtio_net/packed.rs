@@ -80,7 +80,9 @@ impl PackedRing {
     }
 }
 
-/// Of the upper half of a descriptor's rest: its id, and whose it is.
+/// Where a descriptor has its id and flags: the upper half of its rest.
+const DESC_ID: usize = DESC_REST + 4;
+/// Of that half: its id, and whose it is.
 const ID_AND_WHOSE: u32 = 0xFFFF | ((F_AVAIL | F_USED) as u32) << 16;
 
 struct UsedDescriptors<'a> {
@@ -96,9 +98,10 @@ impl UsedRow for UsedDescriptors<'_> {
     }
 
     #[inline(always)]
-    unsafe fn is_used(&self, index: usize) -> bool {
+    unsafe fn differs(&self, index: usize) -> u32 {
         // SAFETY: the caller's promise.
-        unsafe { self.written(index) }.is_some()
+        let half = unsafe { self.row.element(index) }.read32::<DESC_ID>();
+        half & ID_AND_WHOSE ^ (self.expected + index as u32)
     }
 
     #[inline(always)]

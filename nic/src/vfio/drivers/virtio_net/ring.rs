@@ -50,13 +50,13 @@ pub(super) trait UsedRow {
     /// How many there are at the most.
     fn count(&self) -> u32;
 
-    /// Whether the one at `index` is used, and is the one that comes next in order.
+    /// 0 where the one at `index` is used, and is the one that comes next in order; else anything else. So several are asked with one branch.
     ///
     /// # Safety
     /// `index` is below the count.
-    unsafe fn is_used(&self, index: usize) -> bool;
+    unsafe fn differs(&self, index: usize) -> u32;
 
-    /// The same, and the bytes written to it, as the device says.
+    /// The bytes written to the one at `index`, as the device says, where it does not differ.
     ///
     /// # Safety
     /// `index` is below the count.

@@ -70,17 +70,17 @@ impl UsedRow for UsedElements<'_> {
     }
 
     #[inline(always)]
-    unsafe fn is_used(&self, index: usize) -> bool {
+    unsafe fn differs(&self, index: usize) -> u32 {
         // SAFETY: the caller's promise.
         let element = unsafe { self.row.element(index) };
-        element.read32::<0>() == self.expected + index as u32
+        element.read32::<0>() ^ (self.expected + index as u32)
     }
 
     #[inline(always)]
     unsafe fn written(&self, index: usize) -> Option<u32> {
         // SAFETY: the caller's promise.
-        let (is_used, element) = unsafe { (self.is_used(index), self.row.element(index)) };
-        is_used.then(|| element.read32::<USED_ELEM_LEN>())
+        let (differs, element) = unsafe { (self.differs(index), self.row.element(index)) };
+        (differs == 0).then(|| element.read32::<USED_ELEM_LEN>())
     }
 }
 

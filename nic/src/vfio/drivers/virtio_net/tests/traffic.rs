@@ -215,12 +215,7 @@ fn one_odd_packet_in_a_burst_does_not_pass_for_a_plain_one() {
             }
             assert!(model.pop(1).is_none());
             drop(model);
-            let lost = rig
-                .tx_counters(0)
-                .all_drops()
-                .map(|(reason, count)| (reason, count))
-                .filter(|(_, count)| *count > 0)
-                .collect::<Vec<_>>();
+            let lost = rig.tx_counters(0).all_drops().filter(|(_, count)| *count > 0).collect::<Vec<_>>();
             assert_eq!(lost, dropped.map(|reason| (reason, 1)).into_iter().collect::<Vec<_>>());
             rig.close();
             assert_eq!(other.audit().held, 0);
