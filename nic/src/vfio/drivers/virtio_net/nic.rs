@@ -50,6 +50,8 @@ pub(super) struct VirtioNic {
     /// Receive and transmit queues, as the device has them.
     pub(super) queues: Vec<Queue>,
     pub(super) control: Option<(Queue, Box<dyn Control>)>,
+    /// The memory of rings that the device has and nobody uses.
+    pub(super) _idle: Vec<Box<dyn Send>>,
     pub(super) rx: Vec<Arc<QueueState>>,
     pub(super) tx: Vec<Arc<QueueState>>,
     pub(super) halt: Arc<Halt>,
