@@ -171,6 +171,9 @@ pub trait Port: Send {
         Vec::new()
     }
 
+    /// The control core is on this CPU from now on: whatever interrupts the port has of its own come there, or no more.
+    fn deliver_interrupts(&mut self, _cpu: usize) {}
+
     /// Brings the counters up to date that the kernel or the device keeps; called about once a second, and a last
     /// time when the workers have stopped.
     fn refresh(&mut self) {}

@@ -78,6 +78,10 @@ impl Port for VfioPort {
         self.function.events().chain(self.nic.events()).collect()
     }
 
+    fn deliver_interrupts(&mut self, cpu: usize) {
+        self.function.deliver_interrupts(cpu);
+    }
+
     fn refresh(&mut self) {
         if self.gone.is_none() {
             self.nic.refresh();

@@ -2,15 +2,17 @@
 #![forbid(unsafe_code)]
 
 use super::registers::*;
-use super::setup::Setup;
+use super::setup::{self, Setup};
 use super::{phy, reset};
 use crate::counters::{DropReason, QueueCounters};
 use crate::port::{LinkState, MacAddress};
 use crate::vfio::intel::hang::HangDetector;
 use crate::vfio::intel::statistics::{Statistic, Statistics};
 use crate::vfio::intel::tx::Carrier;
+use crate::vfio::interrupt::LinkInterrupt;
 use crate::vfio::nic::{Halt, NEVER_RUN_ON_SILICON, Nic};
 use std::mem;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -64,6 +66,7 @@ pub(super) struct E1000eNic {
     pub(super) halt: Arc<Halt>,
     pub(super) carrier: Arc<Carrier>,
     pub(super) setup: Setup,
+    interrupt: LinkInterrupt,
     pub(super) name: String,
     pub(super) chip_name: &'static str,
     /// Of the first receive queue: what the device drops is nobody's in particular.
@@ -82,6 +85,7 @@ pub(super) struct Parts {
     pub(super) halt: Arc<Halt>,
     pub(super) carrier: Arc<Carrier>,
     pub(super) setup: Setup,
+    pub(super) interrupt: LinkInterrupt,
     pub(super) name: String,
     pub(super) chip_name: &'static str,
     pub(super) counters: Arc<QueueCounters>,
@@ -92,7 +96,7 @@ pub(super) struct Parts {
 impl E1000eNic {
     /// For a device that runs.
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { chip, halt, carrier, setup, name, chip_name, counters, tx } = parts;
+        let Parts { chip, halt, carrier, setup, interrupt, name, chip_name, counters, tx } = parts;
         let mut statistics = Statistics::new(STATISTICS);
         statistics.forget(&*chip.0);
         carrier.set(true);
@@ -102,6 +106,7 @@ impl E1000eNic {
             carrier,
             hang: HangDetector::new(tx),
             setup,
+            interrupt,
             name,
             chip_name,
             counters,
@@ -151,6 +156,9 @@ impl E1000eNic {
 
     fn run(&mut self) {
         self.count();
+        if self.interrupt.is_on() {
+            setup::unmask_link(&self.chip);
+        }
         let up = matches!(phy::link(self.chip.read(STATUS)), LinkState::Up { .. });
         self.set_carrier(up);
         let mut hung = None;
@@ -210,7 +218,12 @@ impl Nic for E1000eNic {
     fn link(&mut self) -> LinkState {
         let link = match &self.state {
             State::Gone(why) => return LinkState::Gone(why.clone()),
-            State::Running => phy::link(self.chip.read(STATUS)),
+            State::Running => {
+                if self.interrupt.is_on() {
+                    setup::acknowledge_link(&self.chip);
+                }
+                phy::link(self.chip.read(STATUS))
+            }
             State::Stopped | State::Resetting(_) => LinkState::Down,
         };
         match &link {
@@ -220,6 +233,10 @@ impl Nic for E1000eNic {
             LinkState::Down => {}
         }
         link
+    }
+
+    fn events(&self) -> Vec<BorrowedFd<'_>> {
+        self.interrupt.events()
     }
 
     fn refresh(&mut self) {

@@ -12,6 +12,7 @@ use crate::vfio::function::PciFunction;
 use crate::vfio::intel::filters;
 use crate::vfio::intel::rx::{IntelRx, RxParts};
 use crate::vfio::intel::tx::{Carrier, IntelTx, TxParts};
+use crate::vfio::interrupt::LinkInterrupt;
 use crate::vfio::nic::{Halt, NEVER_RUN_ON_SILICON, NicConfig, NicError, OpenNic};
 use crate::vfio::registers::TailRegister;
 use std::sync::Arc;
@@ -81,6 +82,7 @@ pub(super) fn open_typed(
         tx.push(IntelTx::<ExtendedTx>::new(parts).map_err(rings)?);
     }
 
+    let interrupt = LinkInterrupt::enable(&**function);
     let ring = |(iova, bytes)| Ring { iova, bytes };
     let setup = Setup {
         rx: rx.iter().map(|queue| ring(queue.ring())).collect(),
@@ -89,6 +91,7 @@ pub(super) fn open_typed(
         mac,
         promiscuous: config.promiscuous,
         checksum: config.checksum,
+        interrupt: interrupt.is_on(),
         vlans: config.vlans.to_vec(),
     };
     function.set_bus_master(true);
@@ -104,6 +107,7 @@ pub(super) fn open_typed(
         halt,
         carrier,
         setup,
+        interrupt,
         name: config.name.into(),
         chip_name: known.map_or(DRIVER.name, |known| known.name),
     });

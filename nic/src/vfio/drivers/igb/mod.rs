@@ -16,6 +16,7 @@ use crate::vfio::function::PciFunction;
 use crate::vfio::intel::format::{Advanced, Advanced82576};
 use crate::vfio::intel::rx::{IntelRx, RxParts};
 use crate::vfio::intel::tx::{Carrier, IntelTx, TxParts};
+use crate::vfio::interrupt::LinkInterrupt;
 use crate::vfio::nic::{Halt, KnownDevice, NEVER_RUN_ON_SILICON, NicConfig, NicDriver, NicError, OpenNic};
 use crate::vfio::registers::TailRegister;
 use nic::Igb;
@@ -108,11 +109,13 @@ fn open_igb(function: &Arc<dyn PciFunction>, config: &NicConfig<'_>) -> Result<Q
         })
     });
     let tx = tx.collect::<Result<Vec<_>, _>>().map_err(&no_memory)?;
+    let interrupt = LinkInterrupt::enable(&**function);
     let settings = Settings {
         mac,
         max_packet_len,
         promiscuous: config.promiscuous,
         checksum: config.checksum,
+        interrupt: interrupt.is_on(),
         vlans: config.vlans.to_vec(),
         buffer_kb,
         rx: rx.iter().map(IntelRx::ring).collect(),
@@ -128,7 +131,7 @@ fn open_igb(function: &Arc<dyn PciFunction>, config: &NicConfig<'_>) -> Result<Q
     );
     let counters = rx.iter().map(|queue| Arc::clone(queue.counters())).collect();
     let sent = tx.iter().map(|queue| Arc::clone(queue.counters())).collect();
-    let nic = Igb::new(config.name, chip, registers, halt, carrier, settings, [counters, sent]);
+    let nic = Igb::new(config.name, chip, registers, halt, carrier, settings, interrupt, [counters, sent]);
     let rx = rx.into_iter().map(|queue| Box::new(queue) as Box<dyn crate::port::RxQueue>);
     let tx = tx.into_iter().map(|queue| Box::new(queue) as Box<dyn crate::port::TxQueue>);
     Ok((nic, rx.collect(), tx.collect()))

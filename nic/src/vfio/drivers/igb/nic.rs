@@ -8,8 +8,10 @@ use crate::port::{LinkState, MacAddress};
 use crate::vfio::intel::hang::{HangDetector, Recovery};
 use crate::vfio::intel::statistics::{Statistic, Statistics};
 use crate::vfio::intel::tx::Carrier;
+use crate::vfio::interrupt::LinkInterrupt;
 use crate::vfio::nic::{Halt, NEVER_RUN_ON_SILICON, Nic, NicError};
 use crate::vfio::registers::Registers;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 /// Statistics (82576 datasheet 8.19), all of which reading clears.
@@ -45,6 +47,7 @@ pub(super) struct Igb {
     halt: Arc<Halt>,
     carrier: Arc<Carrier>,
     settings: Settings,
+    interrupt: LinkInterrupt,
     rx: Vec<Arc<QueueCounters>>,
     statistics: Statistics,
     hang: HangDetector,
@@ -62,6 +65,7 @@ impl Igb {
         halt: Arc<Halt>,
         carrier: Arc<Carrier>,
         settings: Settings,
+        interrupt: LinkInterrupt,
         [rx, tx]: [Vec<Arc<QueueCounters>>; 2],
     ) -> Self {
         let mut statistics = Statistics::new(STATISTICS);
@@ -74,6 +78,7 @@ impl Igb {
             carrier,
             hang: HangDetector::new(tx),
             settings,
+            interrupt,
             rx,
             statistics,
             recovery: Recovery::Running,
@@ -176,6 +181,10 @@ impl Nic for Igb {
     }
 
     fn link(&mut self) -> LinkState {
+        if self.interrupt.is_on() && self.recovery == Recovery::Running {
+            // In front of the look at the link: what changes behind it interrupts again.
+            self.registers.read32(ICR);
+        }
         let gone = match self.status() {
             None => "its registers read all ones: it was unplugged, or its link to the machine is broken",
             Some(_) if self.recovery == Recovery::Failed => "it hung, and could not be set up again",
@@ -195,6 +204,10 @@ impl Nic for Igb {
         };
         self.carrier.set(false);
         LinkState::Gone(gone.to_owned())
+    }
+
+    fn events(&self) -> Vec<BorrowedFd<'_>> {
+        self.interrupt.events()
     }
 
     fn refresh(&mut self) {

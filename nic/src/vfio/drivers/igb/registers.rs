@@ -58,10 +58,30 @@ pub(super) const PCS_LCTL_AN_RESTART: u32 = 1 << 17;
 
 /// Interrupt cause (8.8.9); reading clears it.
 pub(super) const ICR: usize = 0x1500;
+/// ICR, IMS: the link has come up or gone.
+pub(super) const ICR_LSC: u32 = 1 << 2;
+/// Interrupt mask set (8.8.11).
+pub(super) const IMS: usize = 0x1508;
 /// Interrupt mask clear (8.8.12).
 pub(super) const IMC: usize = 0x150C;
+/// General purpose interrupt enable (8.8.17).
+pub(super) const GPIE: usize = 0x1514;
+/// Every read of ICR clears it.
+pub(super) const GPIE_NSICR: u32 = 1 << 0;
+/// Causes have vectors of MSI-X, as IVAR says.
+pub(super) const GPIE_MULTIPLE_MSIX: u32 = 1 << 4;
+/// A vector that is enabled by EIMS is no longer pending.
+pub(super) const GPIE_PBA_SUPPORT: u32 = 1 << 31;
+/// Extended interrupt mask set (8.8.3), a bit for each vector.
+pub(super) const EIMS: usize = 0x1524;
 /// Extended interrupt mask clear (8.8.4).
 pub(super) const EIMC: usize = 0x1528;
+/// Extended interrupt auto clear (8.8.5): a vector's cause is cleared when its message is sent.
+pub(super) const EIAC: usize = 0x152C;
+/// Interrupt vector allocation, of other causes than queues (8.8.16).
+pub(super) const IVAR_MISC: usize = 0x1740;
+/// IVAR_MISC: other causes have a vector; which, in the bits below.
+pub(super) const IVAR_OTHER_VALID: u32 = 1 << 15;
 
 /// Receive control (8.10.1).
 pub(super) const RCTL: usize = 0x0100;

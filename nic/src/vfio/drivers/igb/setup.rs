@@ -28,6 +28,8 @@ pub(super) struct Settings {
     pub(super) max_packet_len: usize,
     pub(super) promiscuous: bool,
     pub(super) checksum: bool,
+    /// MSI-X vector 0 is there to tell of the link.
+    pub(super) interrupt: bool,
     pub(super) vlans: Vec<u16>,
     /// KB that a receive buffer is said to have.
     pub(super) buffer_kb: u32,
@@ -55,6 +57,16 @@ pub(super) fn mask_interrupts(registers: &Registers) {
     registers.write32(IMC, u32::MAX);
     registers.write32(EIMC, u32::MAX);
     registers.read32(ICR);
+}
+
+/// Has vector 0 tell of the link (7.3): no queue has one.
+fn enable_interrupt(registers: &Registers) {
+    // The mode first: what the others mean depends on it.
+    registers.write32(GPIE, GPIE_MULTIPLE_MSIX | GPIE_NSICR | GPIE_PBA_SUPPORT);
+    registers.write32(IVAR_MISC, IVAR_OTHER_VALID);
+    registers.write32(EIAC, 1);
+    registers.write32(EIMS, 1);
+    registers.write32(IMS, ICR_LSC);
 }
 
 /// Stops both units, and with that new accesses to memory.
@@ -117,6 +129,9 @@ pub(super) fn configure(registers: &Registers, settings: &Settings) -> Result<()
     let vlan_filter = if settings.vlans.is_empty() { 0 } else { RCTL_VFE };
     let unicast = if settings.promiscuous { RCTL_UPE } else { 0 };
     registers.write32(RCTL, RCTL_RXEN | RCTL_LPE | RCTL_BAM | RCTL_MPE | RCTL_SECRC | vlan_filter | unicast);
+    if settings.interrupt {
+        enable_interrupt(registers);
+    }
     link(registers, extended & CTRL_EXT_LINK_MODE == 0);
     if registers.read32(STATUS) == u32::MAX { Err(gone()) } else { Ok(()) }
 }

@@ -46,10 +46,15 @@ impl Wish {
 
 impl Bench {
     fn new(frames: usize, frame_size: usize) -> Self {
+        Self::with_msix(frames, frame_size, true)
+    }
+
+    fn with_msix(frames: usize, frame_size: usize, msix: bool) -> Self {
         let (iommu, dma) = ModelIommu::new();
         let pool = Pool::new(&PoolConfig { frames, frame_size, ..PoolConfig::default() }).unwrap();
         let model = Model::new(&iommu);
-        let function = ModelFunction::new(0x10C9, model.clone(), dma.clone());
+        let msix = msix.then(|| model.msix.clone());
+        let function = ModelFunction::with_msix(0x10C9, model.clone(), dma.clone(), msix);
         model.set_master(function.master());
         let frames = dma.map_pool(&pool).unwrap();
         Self { iommu, model, function, pool, frames }
@@ -444,6 +449,66 @@ fn a_link_that_goes_down_is_told_of_and_one_that_comes_is_waited_for() {
     assert!(matches!(port.nic.link(), LinkState::Up { .. }));
     bench.model.set_link(false);
     assert_eq!((port.nic.link(), offer(&mut port)), (LinkState::Down, 1));
+    port.close();
+    bench.check_closed();
+}
+
+/// Interrupts since the last time.
+fn interrupts(port: &Port) -> u64 {
+    port.nic.events().into_iter().map(crate::vfio::sys::take_events).sum()
+}
+
+#[test]
+fn the_link_interrupts_and_nothing_else_does() {
+    let bench = Bench::new(1024, 2048);
+    let mut port = bench.open(&Wish::new(2)).unwrap();
+    assert_eq!((port.nic.events().len(), interrupts(&port)), (1, 1), "the link has come up");
+    // Until it has been looked at, once is enough.
+    bench.model.set_link(false);
+    assert_eq!(interrupts(&port), 0);
+    assert_eq!(port.nic.link(), LinkState::Down);
+    for (up, state) in [(true, LinkState::Up { speed_mbps: Some(1000) }), (false, LinkState::Down)] {
+        bench.model.set_link(up);
+        assert_eq!(interrupts(&port), 1);
+        assert_eq!((port.nic.link(), interrupts(&port)), (state, 0));
+    }
+    bench.model.set_link(true);
+    port.nic.link();
+    interrupts(&port);
+    for number in 0..200 {
+        bench.model.receive(&of_flow(false, 3, number), 0);
+        port.forward();
+        bench.model.send(99);
+    }
+    port.nic.refresh();
+    assert_eq!(interrupts(&port), 0, "packets are looked for");
+    // A reset forgets it; it is set up again.
+    bench.model.hang(true);
+    assert!(bench.model.receive(&of_flow(false, 3, 0), 0).is_some());
+    port.forward();
+    let resets = bench.model.resets();
+    for _ in 0..5 {
+        port.nic.refresh();
+        port.forward();
+    }
+    assert_eq!(bench.model.resets(), resets + 1);
+    interrupts(&port);
+    assert!(matches!(port.nic.link(), LinkState::Up { .. }));
+    bench.model.set_link(false);
+    assert_eq!((interrupts(&port), port.nic.link()), (1, LinkState::Down));
+    let left = [EIMS, IMS].map(|mask| bench.model.peek(mask));
+    port.close();
+    assert_eq!((left, [EIMS, IMS].map(|mask| bench.model.peek(mask))), ([1, ICR_LSC], [0, 0]));
+    bench.check_closed();
+}
+
+#[test]
+fn without_msix_the_link_is_looked_at() {
+    let bench = Bench::with_msix(1024, 2048, false);
+    let mut port = bench.open(&Wish::new(1)).unwrap();
+    assert_eq!((port.nic.events().len(), bench.model.peek(EIMS), bench.model.peek(IMS)), (0, 0, 0));
+    bench.model.set_link(false);
+    assert_eq!(port.nic.link(), LinkState::Down);
     port.close();
     bench.check_closed();
 }

@@ -10,7 +10,9 @@ use crate::counters::{DropReason, QueueCounters};
 use crate::port::{LinkState, MacAddress};
 use crate::vfio::intel::hang::HangDetector;
 use crate::vfio::intel::tx::Carrier;
+use crate::vfio::interrupt::LinkInterrupt;
 use crate::vfio::nic::{Halt, NEVER_RUN_ON_SILICON, Nic, NicError};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -37,6 +39,7 @@ pub(super) struct IxgbeNic {
     pub(super) mode: String,
     pub(super) device: Device,
     pub(super) setup: Setup,
+    interrupt: LinkInterrupt,
     pub(super) halt: Arc<Halt>,
     pub(super) carrier: Arc<Carrier>,
     pub(super) rx: Vec<Arc<QueueCounters>>,
@@ -50,10 +53,12 @@ pub(super) struct IxgbeNic {
 }
 
 impl IxgbeNic {
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn new(
         name: &str,
         device: Device,
         setup: Setup,
+        interrupt: LinkInterrupt,
         halt: Arc<Halt>,
         carrier: Arc<Carrier>,
         rx: Vec<Arc<QueueCounters>>,
@@ -80,6 +85,7 @@ impl IxgbeNic {
             mode,
             device,
             setup,
+            interrupt,
             halt,
             carrier,
             rx,
@@ -205,7 +211,13 @@ impl Nic for IxgbeNic {
 
     fn link(&mut self) -> LinkState {
         let state = match &self.phase {
-            Phase::Running => link::state(&self.device),
+            Phase::Running => {
+                if self.interrupt.is_on() {
+                    // In front of the look at the link: what changes behind it interrupts again.
+                    self.device.read(EICR);
+                }
+                link::state(&self.device)
+            }
             Phase::Gone(why) => LinkState::Gone(why.clone()),
             _ if self.device.is_gone() => {
                 self.vanished();
@@ -220,6 +232,10 @@ impl Nic for IxgbeNic {
             self.gone(why.clone());
         }
         state
+    }
+
+    fn events(&self) -> Vec<BorrowedFd<'_>> {
+        self.interrupt.events()
     }
 
     fn refresh(&mut self) {
@@ -272,6 +288,7 @@ impl Drop for IxgbeNic {
         let is_set_up = matches!(self.phase, Phase::Running | Phase::Emptying);
         if is_set_up && !self.device.is_gone() {
             self.device.update(RXCTRL, RXCTRL_RXEN, 0);
+            self.device.write(EIMC, EICR_LSC);
             // The firmware has the link for itself again.
             self.device.update(CTRL_EXT, CTRL_EXT_DRV_LOAD, 0);
         }

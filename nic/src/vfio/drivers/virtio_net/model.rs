@@ -5,7 +5,7 @@
 use super::abi::{common, feature, status};
 use crate::vfio::dma::DmaSpace;
 use crate::vfio::function::{PciFunction, PciId};
-use crate::vfio::model::ModelIommu;
+use crate::vfio::model::{ModelIommu, ModelMsix};
 use crate::vfio::registers::{RegisterSpace, Registers};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -48,6 +48,10 @@ pub(super) struct Inner {
     /// What is read instead of a register, if anything is: offset and value in, value out.
     pub(super) distort: Option<Box<dyn FnMut(usize, u32) -> u32 + Send>>,
     pub(super) config: [u8; 24],
+    config_vector: u16,
+    /// Has no memory for vectors.
+    pub(super) refuses_vectors: bool,
+    msix: ModelMsix,
     pub(super) generation: u8,
     /// A generation more at each read.
     pub(super) restless: bool,
@@ -121,6 +125,9 @@ impl Model {
             status: 0,
             distort: None,
             config,
+            config_vector: common::NO_VECTOR,
+            refuses_vectors: false,
+            msix: ModelMsix::default(),
             generation: 0,
             restless: false,
             pci: configuration_space(),
@@ -144,6 +151,16 @@ impl Model {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The link comes up or goes, and the configuration is another.
+    pub(super) fn set_link(&self, up: bool) {
+        let mut inner = self.lock();
+        inner.config[6] = up.into();
+        inner.generation = inner.generation.wrapping_add(1);
+        if inner.config_vector != common::NO_VECTOR && inner.bus_master {
+            inner.msix.send(inner.config_vector.into());
+        }
     }
 
     /// As the driver gets it.
@@ -194,6 +211,7 @@ impl Inner {
         let max = self.max_size;
         let value = match offset - COMMON {
             common::DEVICE_FEATURE => (self.offered >> (32 * self.select[0].min(1))) as u32,
+            common::CONFIG_MSIX_VECTOR => self.config_vector.into(),
             common::NUM_QUEUES => self.queues.len() as u32,
             common::DEVICE_STATUS => self.status.into(),
             common::CONFIG_GENERATION => {
@@ -227,6 +245,9 @@ impl Inner {
                 let shift = 32 * self.select[1].min(1);
                 self.driver = self.driver & !(0xFFFF_FFFF << shift) | u64::from(value) << shift;
             }
+            common::CONFIG_MSIX_VECTOR => {
+                self.config_vector = if self.refuses_vectors { common::NO_VECTOR } else { value as u16 };
+            }
             common::DEVICE_STATUS if value == 0 => self.reset(),
             common::DEVICE_STATUS => {
                 let unknown = self.driver & !self.offered != 0;
@@ -257,7 +278,7 @@ impl Inner {
             return;
         }
         self.resets += 1;
-        (self.status, self.driver) = (0, 0);
+        (self.status, self.driver, self.config_vector) = (0, 0, common::NO_VECTOR);
         let size = self.max_size;
         self.queues.iter_mut().for_each(|queue| *queue = ModelQueue { size, ..Default::default() });
     }
@@ -571,8 +592,8 @@ impl PciFunction for Model {
         3
     }
 
-    fn enable_msix(&self, _count: u16) -> io::Result<Vec<OwnedFd>> {
-        Ok(Vec::new())
+    fn enable_msix(&self, count: u16) -> io::Result<Vec<OwnedFd>> {
+        self.lock().msix.enable(count)
     }
 
     fn is_going(&self) -> bool {

@@ -47,6 +47,9 @@ fn a_hang_is_found_and_mended_on_every_chip() {
         assert!(matches!(bed.nic.link(), LinkState::Up { .. }), "{kind:?}");
         assert_eq!(bed.unsent(1, DropReason::TxUnsent), 10);
         assert_eq!(bed.dropped(0, DropReason::RxUnread) + bed.dropped(1, DropReason::RxUnread), 1);
+        bed.model.cable(true, 3 << 28);
+        let events = bed.nic.events().into_iter().map(crate::vfio::sys::take_events).sum::<u64>();
+        assert!(events > 0, "{kind:?}: the link interrupts as before");
         // Both ways work again, with the same queue for the same flow.
         bed.turn(SECOND);
         for round in 0..3 {
