@@ -3,13 +3,14 @@
 
 use super::buffers::ReceiveBuffers;
 use super::descriptor::{ExtendedRx, ExtendedTx};
-use super::nic::{E1000eNic, Parts};
+use super::nic::{E1000e, E1000eNic};
 use super::registers::*;
 use super::setup::{Ring, Setup};
 use super::{DRIVER, reset};
 use crate::port::{RxQueue, TxQueue};
 use crate::vfio::function::PciFunction;
 use crate::vfio::intel::filters;
+use crate::vfio::intel::gigabit::Parts;
 use crate::vfio::intel::rx::{IntelRx, RxParts};
 use crate::vfio::intel::tx::{Carrier, IntelTx, TxParts};
 use crate::vfio::interrupt::LinkInterrupt;
@@ -102,11 +103,12 @@ pub(super) fn open_typed(
     let known = DRIVER.devices.iter().find(|known| known.device == device);
     let nic = E1000eNic::new(Parts {
         tx: tx.iter().map(|queue| Arc::clone(queue.counters())).collect(),
-        counters: rx.first().map(|queue| Arc::clone(queue.counters())).unwrap_or_default(),
-        chip,
+        rx: rx.iter().map(|queue| Arc::clone(queue.counters())).collect(),
+        chip: E1000e { chip, setup },
+        mac,
+        checksum: config.checksum,
         halt,
         carrier,
-        setup,
         interrupt,
         name: config.name.into(),
         chip_name: known.map_or(DRIVER.name, |known| known.name),

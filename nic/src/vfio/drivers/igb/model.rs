@@ -171,6 +171,11 @@ impl Model {
         self.state().forced.insert(offset, value);
     }
 
+    /// Packets that found no room.
+    pub(super) fn miss(&self, count: u32) {
+        self.state().add(MPC, count);
+    }
+
     pub(super) fn resets(&self) -> u32 {
         self.state().resets
     }

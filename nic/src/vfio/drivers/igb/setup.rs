@@ -3,12 +3,12 @@
 
 use super::registers::*;
 use crate::port::MacAddress;
-use crate::vfio::intel::poll::{Ended, until_bits};
+use crate::vfio::intel::poll::{Ended, until, until_bits};
 use crate::vfio::intel::{filters, mdic, rss};
 use crate::vfio::nic::NicError;
 use crate::vfio::registers::Registers;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a reset may take (4.2.1.6 says 1 ms, but nothing of a device that is broken).
 const RESET: Duration = Duration::from_millis(100);
@@ -77,32 +77,44 @@ pub(super) fn stop(registers: &Registers) {
     registers.read32(STATUS);
 }
 
-/// Resets it (4.2.1.6), and has it load its registers.
-pub(super) fn reset(registers: &Registers) -> Result<(), NicError> {
+/// Has it stop: no interrupt, no packet, no new access to memory. A reset in the middle of one hangs the bus (5.2.3.3.2).
+pub(super) fn quiesce(registers: &Registers) {
     mask_interrupts(registers);
     stop(registers);
-    let ctrl = registers.read32(CTRL);
-    if ctrl == u32::MAX {
+    registers.write32(CTRL, registers.read32(CTRL) | CTRL_GIO_MASTER_DISABLE);
+    registers.read32(STATUS);
+}
+
+/// Starts the reset of a quiet device (4.2.1.6). It must not be read for a millisecond.
+pub(super) fn start_reset(registers: &Registers) {
+    registers.write32(CTRL, registers.read32(CTRL) & !CTRL_GIO_MASTER_DISABLE | CTRL_RST);
+}
+
+/// Whether the reset that was started so long ago has ended, and the EEPROM has been read. There are boards without one; whether an address came from
+/// somewhere is seen later.
+pub(super) fn has_come_back(registers: &Registers, since: Duration) -> bool {
+    let control = registers.read32(CTRL);
+    let is_loaded = since >= AUTO_READ || registers.read32(EEC) & EEC_AUTO_RD != 0;
+    control != u32::MAX && control & CTRL_RST == 0 && is_loaded
+}
+
+/// All of it, for who may wait.
+pub(super) fn reset(registers: &Registers) -> Result<(), NicError> {
+    if registers.read32(CTRL) == u32::MAX {
         return Err(gone());
     }
-    // Accesses end first: a reset in the middle of one hangs the bus (5.2.3.3.2). One that does not end is no worse after the reset.
-    registers.write32(CTRL, ctrl | CTRL_GIO_MASTER_DISABLE);
+    quiesce(registers);
     match until_bits(&**registers, STATUS, STATUS_GIO_MASTER_ENABLE, false, MASTER_DISABLE) {
         Err(Ended::Gone) => return Err(gone()),
+        // One that does not end is no worse after the reset.
         Err(Ended::Late(_)) => tracing::debug!("accesses to memory go on; the device is reset all the same"),
         Ok(_) => {}
     }
-    registers.write32(CTRL, ctrl & !CTRL_GIO_MASTER_DISABLE | CTRL_RST);
-    // It must not be read meanwhile.
+    start_reset(registers);
     thread::sleep(Duration::from_millis(1));
-    until_bits(&**registers, CTRL, CTRL_RST, false, RESET)
+    let start = Instant::now();
+    until(&**registers, CTRL, RESET, |_| has_come_back(registers, start.elapsed()))
         .map_err(|why| ended("it does not come out of reset", why))?;
-    match until_bits(&**registers, EEC, EEC_AUTO_RD, true, AUTO_READ) {
-        Err(Ended::Gone) => return Err(gone()),
-        // There are boards without an EEPROM; whether an address came from somewhere is seen later.
-        Err(Ended::Late(_)) => tracing::debug!("the device does not say that it has read an EEPROM"),
-        Ok(_) => {}
-    }
     mask_interrupts(registers);
     Ok(())
 }

@@ -23,7 +23,7 @@ struct Bench {
 
 /// An open NIC.
 struct Port {
-    nic: Igb,
+    nic: IgbNic,
     rx: Vec<Box<dyn RxQueue>>,
     tx: Vec<Box<dyn TxQueue>>,
 }
@@ -76,8 +76,9 @@ impl Bench {
             options: &[],
         };
         self.function.set_bus_master(true);
-        let (nic, rx, tx) = open_igb(&self.function, &config)?;
-        Ok(Port { nic: nic.impatient(), rx, tx })
+        let (mut nic, rx, tx) = open_igb(&self.function, &config)?;
+        nic.impatient();
+        Ok(Port { nic, rx, tx })
     }
 
     fn refuses(&self, wish: &Wish) -> String {
@@ -379,6 +380,9 @@ fn a_hung_device_is_reset_and_goes_on() {
     assert_eq!(bench.model.resets(), 2, "not before the workers have been there");
     turn(&mut port);
     bench.model.hang(false);
+    // A step each, and none of them waits.
+    port.nic.refresh();
+    assert_eq!((port.nic.link(), bench.model.resets()), (LinkState::Down, 3));
     port.nic.refresh();
     assert_eq!((port.nic.link(), bench.model.resets()), (LinkState::Up { speed_mbps: Some(1000) }, 3));
     turn(&mut port);
@@ -408,10 +412,15 @@ fn a_device_that_does_not_come_back_is_gone() {
     port.forward();
     (0..2).for_each(|_| port.nic.refresh());
     port.forward();
+    bench.model.miss(3);
     bench.model.stick();
+    (0..5).for_each(|_| port.nic.refresh());
+    assert_eq!(port.nic.link(), LinkState::Down, "it is waited for");
+    port.nic.expire();
     port.nic.refresh();
-    assert!(matches!(port.nic.link(), LinkState::Gone(reason) if reason.contains("hung")));
-    port.close();
+    assert!(matches!(port.nic.link(), LinkState::Gone(reason) if reason.contains("out of its reset")));
+    let counters = port.close();
+    assert_eq!(counters[0].drops(DropReason::RxMissed).get(), 3, "what was counted before the reset counts");
     bench.check_closed();
 }
 
