@@ -100,6 +100,11 @@ pub trait PortPlan: Send {
     /// How many transmit queues it can have at most.
     fn max_tx_queues(&self) -> usize;
 
+    /// Whether it has more of them with more of its option `queues`.
+    fn tx_queues_follow(&self) -> bool {
+        true
+    }
+
     /// The frames that its rings keep while it is open, given this many transmit queues.
     fn frames(&self, tx_queues: usize) -> usize;
 
