@@ -56,14 +56,15 @@ pub(super) const PCS_LCTL_AN_ENABLE: u32 = 1 << 16;
 /// Negotiate anew.
 pub(super) const PCS_LCTL_AN_RESTART: u32 = 1 << 17;
 
-/// Interrupt cause (8.8.9); reading clears it.
-pub(super) const ICR: usize = 0x1500;
+/// Interrupt cause (8.8.9); reading clears it. This and its masks are 0x1500 and following; all drivers use the places that they had in older chips, and have
+/// here too, and an emulation may know no other.
+pub(super) const ICR: usize = 0x00C0;
 /// ICR, IMS: the link has come up or gone.
 pub(super) const ICR_LSC: u32 = 1 << 2;
 /// Interrupt mask set (8.8.11).
-pub(super) const IMS: usize = 0x1508;
+pub(super) const IMS: usize = 0x00D0;
 /// Interrupt mask clear (8.8.12).
-pub(super) const IMC: usize = 0x150C;
+pub(super) const IMC: usize = 0x00D8;
 /// General purpose interrupt enable (8.8.17).
 pub(super) const GPIE: usize = 0x1514;
 /// Every read of ICR clears it.
