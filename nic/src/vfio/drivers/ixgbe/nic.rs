@@ -49,6 +49,8 @@ pub(super) struct IxgbeNic {
     had_link: bool,
     phase: Phase,
     attempts: u32,
+    /// What it had counted before the reset has been read.
+    counted: bool,
     recoveries: u64,
 }
 
@@ -94,6 +96,7 @@ impl IxgbeNic {
             had_link: false,
             phase: Phase::Running,
             attempts: 0,
+            counted: false,
             recoveries: 0,
         }
     }
@@ -140,6 +143,7 @@ impl IxgbeNic {
         self.halt.pause();
         self.halt.ask();
         self.attempts = 0;
+        self.counted = false;
         self.phase = Phase::Emptying;
     }
 
@@ -149,6 +153,13 @@ impl IxgbeNic {
             Phase::Emptying if self.halt.is_ready() => Phase::Resetting,
             Phase::Emptying if self.halt.asked_in_vain() => {
                 return self.gone("it hung, and a worker does not come round for its reset".to_owned());
+            }
+            Phase::Resetting if self.attempts == 0 && !self.counted => {
+                // What was dropped since it was found to hang; a reset may clear it.
+                let _ = self.statistics.refresh(&self.device, self.rx.len());
+                self.publish_drops();
+                self.counted = true;
+                return self.step();
             }
             Phase::Resetting => match reset::begin(&self.device) {
                 Ok(()) => Phase::Pausing(self.device.clock.now()),
