@@ -89,5 +89,8 @@ impl GigabitChip for Igb {
     fn close(&self) {
         setup::stop(&self.registers);
         setup::mask_interrupts(&self.registers);
+        // The firmware has the device for itself again.
+        let extended = self.registers.read32(CTRL_EXT);
+        self.registers.write32(CTRL_EXT, extended & !CTRL_EXT_DRV_LOAD);
     }
 }

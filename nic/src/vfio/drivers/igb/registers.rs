@@ -40,6 +40,8 @@ pub(super) const EEC_AUTO_RD: u32 = 1 << 9;
 
 /// Extended device control (8.2.3).
 pub(super) const CTRL_EXT: usize = 0x0018;
+/// A driver has the device, and the firmware leaves it alone.
+pub(super) const CTRL_EXT_DRV_LOAD: u32 = 1 << 28;
 /// Two VLAN tags are expected in each packet.
 pub(super) const CTRL_EXT_EXTENDED_VLAN: u32 = 1 << 26;
 /// Which side of the MAC has the link: 0 is the internal copper PHY.

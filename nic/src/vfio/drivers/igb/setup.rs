@@ -131,7 +131,7 @@ pub(super) fn configure(registers: &Registers, settings: &Settings) -> Result<()
     let ctrl = registers.read32(CTRL) & !(CTRL_FRCSPD | CTRL_FRCDPX | CTRL_VME | CTRL_RFCE | CTRL_TFCE);
     registers.write32(CTRL, ctrl | CTRL_SLU | CTRL_FD);
     let extended = registers.read32(CTRL_EXT) & !CTRL_EXT_EXTENDED_VLAN;
-    registers.write32(CTRL_EXT, extended);
+    registers.write32(CTRL_EXT, extended | CTRL_EXT_DRV_LOAD);
     filter(registers, settings);
     for queue in 0..usize::from(QUEUES) {
         receive_queue(registers, queue, settings)?;

@@ -506,7 +506,10 @@ fn the_link_interrupts_and_nothing_else_does() {
     bench.model.set_link(false);
     assert_eq!((interrupts(&port), port.nic.link()), (1, LinkState::Down));
     let left = [EIMS, IMS].map(|mask| bench.model.peek(mask));
+    let driven = || bench.model.peek(CTRL_EXT) & CTRL_EXT_DRV_LOAD != 0;
+    assert!(driven(), "behind a reset, too");
     port.close();
+    assert!(!driven(), "the firmware is told when a driver has gone");
     assert_eq!((left, [EIMS, IMS].map(|mask| bench.model.peek(mask))), ([1, ICR_LSC], [0, 0]));
     bench.check_closed();
 }
