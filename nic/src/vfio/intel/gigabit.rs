@@ -50,8 +50,8 @@ pub(crate) trait GigabitChip: Send {
     fn start_reset(&self);
     /// Whether the reset that was started so long ago has ended.
     fn has_come_back(&self, since: Duration) -> bool;
-    /// From the end of a reset to a device that runs.
-    fn set_up(&self) -> Result<(), NicError>;
+    /// From the end of a reset, which was started so long ago, to a device that runs. Where it fails it is called again.
+    fn set_up(&self, since: Duration) -> Result<(), NicError>;
     /// Leaves it to whoever comes next. It is halted.
     fn close(&self);
 }
@@ -201,9 +201,13 @@ impl<C: GigabitChip> GigabitNic<C> {
             // It is being closed.
             return;
         }
-        if let Err(error) = chip.set_up() {
-            tracing::error!("{name}: the device could not be set up again: {error}");
+        if let Err(error) = chip.set_up(since.elapsed()) {
             halt.pause();
+            if since.elapsed() <= RESET_LIMIT {
+                // What somebody else uses may be free at the next step.
+                return;
+            }
+            tracing::error!("{name}: the device could not be set up again: {error}");
             return self.give_up(format!("it hung, and could not be set up after its reset: {error}"));
         }
         self.statistics.forget(&**chip.registers());

@@ -8,6 +8,7 @@
 mod model;
 mod nic;
 mod registers;
+mod semaphore;
 mod setup;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use crate::vfio::nic::{Halt, KnownDevice, NEVER_RUN_ON_SILICON, NicConfig, NicDr
 use crate::vfio::registers::TailRegister;
 use nic::{Igb, IgbNic};
 use registers::{QUEUES, REGISTERS_BYTES, rdt, tdt};
+use semaphore::Patience;
 use setup::Settings;
 use std::sync::Arc;
 
@@ -121,7 +123,8 @@ fn open_igb(function: &Arc<dyn PciFunction>, config: &NicConfig<'_>) -> Result<Q
         rx: rx.iter().map(IntelRx::ring).collect(),
         tx: tx.iter().map(IntelTx::ring).collect(),
     };
-    setup::configure(&registers, &settings)?;
+    let patience = Patience { wait: semaphore::LIMIT, insist: true };
+    setup::configure(&registers, &settings, patience)?;
     rx.iter().for_each(IntelRx::start);
     let chip = DRIVER.devices.iter().find(|known| known.device == function.id().device);
     let chip = chip.map_or("82576", |known| known.name);

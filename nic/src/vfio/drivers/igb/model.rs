@@ -35,6 +35,10 @@ struct State {
     /// Values that registers have, whatever is written.
     forced: HashMap<usize, u32>,
     resets: u32,
+    /// The firmware has the PHY.
+    firmware: bool,
+    /// What a driver must not do, and did.
+    breaches: Vec<&'static str>,
 }
 
 /// The device.
@@ -55,7 +59,10 @@ impl State {
     }
 
     fn reset(&mut self) {
+        // Semaphores are the chip's, and not the port's.
+        let kept = [SWSM, SW_FW_SYNC].map(|register| (register, self.get(register)));
         self.registers.clear();
+        self.registers.extend(kept);
         self.contexts.clear();
         self.resets += 1;
         let [a, b, c, d, e, f] = MAC;
@@ -176,6 +183,21 @@ impl Model {
         self.state().add(MPC, count);
     }
 
+    /// Somebody else has the semaphore between ports, or no more.
+    pub(super) fn keep_smbi(&self, kept: bool) {
+        self.state().registers.insert(SWSM, kept.into());
+    }
+
+    pub(super) fn keep_phy(&self, kept: bool) {
+        self.state().firmware = kept;
+    }
+
+    /// What the driver did wrong, and the semaphores that it still has.
+    pub(super) fn breaches(&self) -> (Vec<&'static str>, [u32; 2]) {
+        let state = self.state();
+        (state.breaches.clone(), [SWSM, SW_FW_SYNC].map(|register| state.get(register)))
+    }
+
     pub(super) fn resets(&self) -> u32 {
         self.state().resets
     }
@@ -290,6 +312,11 @@ impl RegisterSpace for Model {
             return *forced;
         }
         let value = state.get(offset);
+        match offset {
+            SWSM => drop(state.registers.insert(SWSM, value | SWSM_SMBI)),
+            SW_FW_SYNC if state.firmware => return value | 1 << 17,
+            _ => {}
+        }
         if offset == ICR && (state.get(GPIE) & GPIE_NSICR != 0 || state.get(IMS) == 0) {
             state.registers.insert(ICR, 0);
         }
@@ -322,7 +349,20 @@ impl RegisterSpace for Model {
                 state.registers.extend([(CTRL, value), (STATUS, status)]);
             }
             STATUS => {}
+            SW_FW_SYNC => {
+                if state.get(SWSM) & (SWSM_SMBI | SWSM_SWESMBI) != SWSM_SMBI | SWSM_SWESMBI {
+                    state.breaches.push("SW_FW_SYNC without its guards");
+                }
+                let firmware = state.firmware && value & 1 << 1 != 0;
+                if firmware {
+                    state.breaches.push("the firmware's PHY");
+                }
+                state.registers.insert(SW_FW_SYNC, value & 0xFFFF);
+            }
             MDIC => {
+                if state.get(SW_FW_SYNC) & 1 << 1 == 0 {
+                    state.breaches.push("MDIC without the PHY's semaphore");
+                }
                 // PHY 1's register 0 with autonegotiation restarted: there is a link.
                 let restarted = value >> 26 & 3 == 1 && value >> 16 & 31 == 0 && value & 1 << 9 != 0;
                 if restarted && state.get(CTRL) & CTRL_SLU != 0 {

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::registers::*;
+use super::semaphore::{self, Patience};
 use super::setup::{self, Settings};
 use crate::counters::{DropReason, QueueCounters};
 use crate::vfio::intel::gigabit::{GigabitChip, GigabitNic};
@@ -81,9 +82,11 @@ impl GigabitChip for Igb {
         setup::has_come_back(&self.registers, since)
     }
 
-    fn set_up(&self) -> Result<(), NicError> {
+    fn set_up(&self, since: Duration) -> Result<(), NicError> {
         setup::mask_interrupts(&self.registers);
-        setup::configure(&self.registers, &self.settings)
+        // It is asked for again about a second later.
+        let patience = Patience { wait: Duration::from_millis(1), insist: since >= semaphore::LIMIT };
+        setup::configure(&self.registers, &self.settings, patience)
     }
 
     fn close(&self) {

@@ -28,6 +28,8 @@ pub(super) const STATUS: usize = 0x0008;
 pub(super) const STATUS_LU: u32 = 1 << 1;
 /// Transmission paused by flow control.
 pub(super) const STATUS_TXOFF: u32 = 1 << 4;
+/// Which of the chip's ports this is, two bits.
+pub(super) const STATUS_LAN_ID_SHIFT: u32 = 2;
 /// 10, 100 and (both others) 1000 Mbps.
 pub(super) const STATUS_SPEED_SHIFT: u32 = 6;
 /// Accesses to memory are not all done.
@@ -46,6 +48,15 @@ pub(super) const CTRL_EXT_DRV_LOAD: u32 = 1 << 28;
 pub(super) const CTRL_EXT_EXTENDED_VLAN: u32 = 1 << 26;
 /// Which side of the MAC has the link: 0 is the internal copper PHY.
 pub(super) const CTRL_EXT_LINK_MODE: u32 = 0b11 << 22;
+
+/// Software semaphore (8.7): between the drivers of the ports, SMBI, and between them and the firmware, SWESMBI.
+pub(super) const SWSM: usize = 0x5B50;
+/// Taken by reading it as 0.
+pub(super) const SWSM_SMBI: u32 = 1 << 0;
+/// Taken by writing it, where it can then be read.
+pub(super) const SWSM_SWESMBI: u32 = 1 << 1;
+/// Software-firmware synchronization.
+pub(super) const SW_FW_SYNC: usize = 0x5B5C;
 
 /// PCS configuration (8.18.1), of ports without the copper PHY.
 pub(super) const PCS_CFG: usize = 0x4200;

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::registers::*;
+use super::semaphore::{self, Patience};
 use crate::port::MacAddress;
 use crate::vfio::intel::poll::{Ended, until, until_bits};
 use crate::vfio::intel::{filters, mdic, rss};
@@ -39,7 +40,7 @@ pub(super) struct Settings {
     pub(super) tx: Vec<(u64, usize)>,
 }
 
-fn gone() -> NicError {
+pub(super) fn gone() -> NicError {
     NicError::Device("the device answers no more: all its registers read all ones".into())
 }
 
@@ -127,11 +128,19 @@ pub(super) fn own_address(registers: &Registers) -> Result<MacAddress, NicError>
 }
 
 /// Everything but the tails of the receive queues. The device has been reset, and no queue is used.
-pub(super) fn configure(registers: &Registers, settings: &Settings) -> Result<(), NicError> {
+pub(super) fn configure(
+    registers: &Registers,
+    settings: &Settings,
+    patience: Patience,
+) -> Result<(), NicError> {
     let ctrl = registers.read32(CTRL) & !(CTRL_FRCSPD | CTRL_FRCDPX | CTRL_VME | CTRL_RFCE | CTRL_TFCE);
     registers.write32(CTRL, ctrl | CTRL_SLU | CTRL_FD);
     let extended = registers.read32(CTRL_EXT) & !CTRL_EXT_EXTENDED_VLAN;
     registers.write32(CTRL_EXT, extended | CTRL_EXT_DRV_LOAD);
+    if settings.interrupt {
+        enable_interrupt(registers);
+    }
+    link(registers, extended & CTRL_EXT_LINK_MODE == 0, patience)?;
     filter(registers, settings);
     for queue in 0..usize::from(QUEUES) {
         receive_queue(registers, queue, settings)?;
@@ -141,10 +150,6 @@ pub(super) fn configure(registers: &Registers, settings: &Settings) -> Result<()
     let vlan_filter = if settings.vlans.is_empty() { 0 } else { RCTL_VFE };
     let unicast = if settings.promiscuous { RCTL_UPE } else { 0 };
     registers.write32(RCTL, RCTL_RXEN | RCTL_LPE | RCTL_BAM | RCTL_MPE | RCTL_SECRC | vlan_filter | unicast);
-    if settings.interrupt {
-        enable_interrupt(registers);
-    }
-    link(registers, extended & CTRL_EXT_LINK_MODE == 0);
     if registers.read32(STATUS) == u32::MAX { Err(gone()) } else { Ok(()) }
 }
 
@@ -203,14 +208,16 @@ fn transmit_queue(registers: &Registers, queue: usize, settings: &Settings) -> R
 }
 
 /// Has the link negotiated; it comes up when it does.
-fn link(registers: &Registers, copper: bool) {
+fn link(registers: &Registers, copper: bool, patience: Patience) -> Result<(), NicError> {
     if copper {
+        let _phy = semaphore::acquire(registers, patience)?;
         if let Err(why) = mdic::restart_autonegotiation(&**registers) {
             tracing::warn!("the PHY does not answer ({why:?}): there may be no link");
         }
-        return;
+        return Ok(());
     }
     // SerDes, SGMII (4.5.7.3): the PCS negotiates.
     registers.write32(PCS_CFG, registers.read32(PCS_CFG) | PCS_CFG_ENABLE);
     registers.write32(PCS_LCTL, registers.read32(PCS_LCTL) | PCS_LCTL_AN_ENABLE | PCS_LCTL_AN_RESTART);
+    Ok(())
 }

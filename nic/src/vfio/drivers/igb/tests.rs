@@ -90,6 +90,7 @@ impl Bench {
         assert_eq!((self.pool.audit().held, self.pool.audit().duplicated), (0, 0));
         assert_eq!(self.iommu.faults(), 0);
         assert_eq!(self.iommu.mappings(), 1);
+        assert_eq!(self.model.breaches(), (vec![], [0, 0]), "no semaphore was passed over, or is kept");
     }
 }
 
@@ -512,6 +513,44 @@ fn the_link_interrupts_and_nothing_else_does() {
     assert!(!driven(), "the firmware is told when a driver has gone");
     assert_eq!((left, [EIMS, IMS].map(|mask| bench.model.peek(mask))), ([1, ICR_LSC], [0, 0]));
     bench.check_closed();
+}
+
+#[test]
+fn who_uses_the_phy_is_waited_for_and_no_longer_than_he_can_be_alive() {
+    // Left behind by the dead: the port opens.
+    let bench = Bench::new(1024, 2048);
+    bench.model.keep_smbi(true);
+    bench.open(&Wish::new(1)).unwrap().close();
+    assert_eq!(bench.model.breaches(), (vec![], [0, 0]));
+    bench.model.keep_phy(true);
+    bench.open(&Wish::new(1)).unwrap().close();
+    assert_eq!(bench.model.breaches(), (vec!["the firmware's PHY"], [0, 0]), "after its time");
+    // In a recovery it is come back for, and the control thread is not held up.
+    for (keep, frees) in
+        [(Model::keep_smbi as fn(&Model, bool), true), (Model::keep_phy, true), (Model::keep_smbi, false)]
+    {
+        let bench = Bench::new(1024, 2048);
+        let mut port = bench.open(&Wish::new(1)).unwrap();
+        bench.model.hang(true);
+        assert!(bench.model.receive(&of_flow(false, 3, 0), 0).is_some());
+        port.forward();
+        (0..2).for_each(|_| port.nic.refresh());
+        port.forward();
+        port.nic.refresh();
+        bench.model.hang(false);
+        keep(&bench.model, true);
+        port.nic.refresh();
+        assert_eq!(port.nic.link(), LinkState::Down);
+        if frees {
+            keep(&bench.model, false);
+        } else {
+            std::thread::sleep(semaphore::LIMIT);
+        }
+        port.nic.refresh();
+        assert!(matches!(port.nic.link(), LinkState::Up { .. }));
+        port.close();
+        bench.check_closed();
+    }
 }
 
 #[test]
