@@ -205,16 +205,16 @@ impl VfioFunction {
         self.request.iter().chain(&self.error).map(AsFd::as_fd)
     }
 
-    /// Has its interrupts come to this CPU alone. Where that cannot be had they end: a worker's CPU is to see none, and nothing depends on them.
-    pub(super) fn deliver_interrupts(&self, cpu: usize) {
-        let mut enabled = lock(&self.msix_enabled);
-        if !*enabled {
-            return;
+    /// Has its interrupts come to this CPU alone; false where that cannot be had.
+    pub(super) fn deliver_interrupts(&self, cpu: usize) -> bool {
+        if !*lock(&self.msix_enabled) {
+            return true;
         }
         if let Err(error) = affinity::deliver(Path::new("/"), &self.address, cpu) {
             tracing::debug!("{}: no interrupts, they cannot be kept to CPU {cpu}: {error}", self.address);
-            *enabled = sys::set_irqs(self.file.fd.as_fd(), abi::MSIX_IRQ, &[]).is_err();
+            return false;
         }
+        true
     }
 
     /// Gives a device that is in trouble back to the kernel, which waits for it, though its queues are still there: whatever they access from now on

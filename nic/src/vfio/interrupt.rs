@@ -25,6 +25,11 @@ impl LinkInterrupt {
         }
     }
 
+    /// There is none any more.
+    pub(crate) fn end(&mut self) {
+        self.0 = None;
+    }
+
     /// Whether there is one.
     pub(crate) fn is_on(&self) -> bool {
         self.0.is_some()

@@ -79,7 +79,10 @@ impl Port for VfioPort {
     }
 
     fn deliver_interrupts(&mut self, cpu: usize) {
-        self.function.deliver_interrupts(cpu);
+        // A worker's CPU is to see none, and nothing depends on them.
+        if self.gone.is_none() && !self.function.deliver_interrupts(cpu) {
+            self.nic.silence();
+        }
     }
 
     fn refresh(&mut self) {

@@ -44,6 +44,8 @@ pub(crate) trait GigabitChip: Send {
     fn acknowledge(&self);
     /// Lets it come again, about once a second.
     fn rearm(&self) {}
+    /// No interrupt any more, behind a reset neither.
+    fn silence(&mut self);
     /// No packet more, no interrupt, and no new request as a bus master.
     fn quiesce(&self);
     /// Starts the reset of a quiet device.
@@ -256,6 +258,11 @@ impl<C: GigabitChip> Nic for GigabitNic<C> {
 
     fn events(&self) -> Vec<BorrowedFd<'_>> {
         self.parts.interrupt.events()
+    }
+
+    fn silence(&mut self) {
+        self.parts.interrupt.end();
+        self.parts.chip.silence();
     }
 
     fn refresh(&mut self) {

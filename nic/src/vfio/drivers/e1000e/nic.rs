@@ -67,6 +67,11 @@ impl GigabitChip for E1000e {
         setup::unmask_link(&self.chip);
     }
 
+    fn silence(&mut self) {
+        self.setup.interrupt = false;
+        reset::mask_interrupts(&self.chip);
+    }
+
     fn quiesce(&self) {
         reset::quiesce(&self.chip);
     }

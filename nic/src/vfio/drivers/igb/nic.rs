@@ -70,6 +70,11 @@ impl GigabitChip for Igb {
         self.registers.read32(ICR);
     }
 
+    fn silence(&mut self) {
+        self.settings.interrupt = false;
+        setup::mask_interrupts(&self.registers);
+    }
+
     fn quiesce(&self) {
         setup::quiesce(&self.registers);
     }

@@ -554,6 +554,25 @@ fn who_uses_the_phy_is_waited_for_and_no_longer_than_he_can_be_alive() {
 }
 
 #[test]
+fn a_port_that_is_silenced_stays_so() {
+    let bench = Bench::new(1024, 2048);
+    let mut port = bench.open(&Wish::new(1)).unwrap();
+    port.nic.silence();
+    let masks = || [EIMS, IMS].map(|mask| bench.model.peek(mask));
+    assert_eq!((port.nic.events().len(), masks()), (0, [0, 0]));
+    bench.model.hang(true);
+    assert!(bench.model.receive(&of_flow(false, 3, 0), 0).is_some());
+    for _ in 0..5 {
+        port.forward();
+        port.nic.refresh();
+    }
+    assert_eq!((port.nic.link(), masks()), (LinkState::Up { speed_mbps: Some(1000) }, [0, 0]));
+    assert!(port.nic.extra_counters().contains(&("hang_recoveries".into(), 1)));
+    port.close();
+    bench.check_closed();
+}
+
+#[test]
 fn without_msix_the_link_is_looked_at() {
     let bench = Bench::with_msix(1024, 2048, false);
     let mut port = bench.open(&Wish::new(1)).unwrap();

@@ -249,6 +249,15 @@ impl Nic for IxgbeNic {
         self.interrupt.events()
     }
 
+    fn silence(&mut self) {
+        self.interrupt.end();
+        self.setup.interrupt = false;
+        // While it is being reset it has none anyway.
+        if matches!(self.phase, Phase::Running | Phase::Emptying) {
+            self.device.write(EIMC, EICR_LSC);
+        }
+    }
+
     fn refresh(&mut self) {
         if self.halt.is_halted() {
             if self.phase == Phase::Running {

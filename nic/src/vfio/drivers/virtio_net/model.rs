@@ -153,6 +153,11 @@ impl Model {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether changes of the configuration have a vector.
+    pub(super) fn has_config_vector(&self) -> bool {
+        self.lock().config_vector != common::NO_VECTOR
+    }
+
     /// The link comes up or goes, and the configuration is another.
     pub(super) fn set_link(&self, up: bool) {
         let mut inner = self.lock();

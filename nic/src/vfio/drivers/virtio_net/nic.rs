@@ -201,6 +201,10 @@ impl Nic for VirtioNic {
         self.transport.events()
     }
 
+    fn silence(&mut self) {
+        self.transport.silence();
+    }
+
     fn refresh(&mut self) {
         if self.recovery.gone.is_some() || self.halt.is_halted() {
             return;

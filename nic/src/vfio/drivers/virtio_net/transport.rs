@@ -274,6 +274,12 @@ impl Transport {
         self.interrupt = Some(LinkInterrupt::enable(&*self.function));
     }
 
+    /// No interrupt any more.
+    pub(super) fn silence(&mut self) {
+        self.interrupt = None;
+        self.watch_config();
+    }
+
     /// What interrupts are counted in.
     pub(super) fn events(&self) -> Vec<BorrowedFd<'_>> {
         self.interrupt.iter().flat_map(LinkInterrupt::events).collect()

@@ -130,6 +130,9 @@ fn the_link_interrupts_and_an_overflow_does_not_again_and_again() {
     interrupts(&rig);
     rig.model.plug(false);
     assert_eq!((interrupts(&rig), rig.nic.link()), (1, LinkState::Down));
+    rig.nic.silence();
+    rig.nic.refresh();
+    assert_eq!((rig.nic.events().len(), rig.model.peek(super::super::registers::IMS)), (0, 0));
     let model = rig.model.clone();
     rig.close();
     assert_eq!(model.peek(super::super::registers::IMS), 0);

@@ -90,6 +90,11 @@ fn the_link_interrupts_and_nothing_else_does() {
             bed.tx[queue].transmit(&mut batch);
         }
         assert_eq!(interrupts(&bed), 0, "packets are looked for");
+        assert_eq!(bed.model.peek("EIMS", 0), 1 << 20);
+        if kind == Kind::X540 {
+            bed.nic.silence();
+            assert_eq!((bed.nic.events().len(), bed.model.peek("EIMS", 0)), (0, 0));
+        }
         let model = bed.model.clone();
         bed.close();
         assert_eq!(model.peek("EIMS", 0), 0);

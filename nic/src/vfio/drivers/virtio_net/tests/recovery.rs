@@ -115,6 +115,9 @@ fn the_link_interrupts_and_queues_do_not() {
     assert_eq!(rig.model.lock().resets, resets + 1);
     rig.model.set_link(false);
     assert_eq!((interrupts(&mut rig), rig.nic().nic.link()), (1, LinkState::Down));
+    // The model would send to a vector that is there.
+    rig.nic().nic.silence();
+    assert!(rig.nic().nic.events().is_empty() && !rig.model.has_config_vector());
     rig.close();
     // A device that has no vector to give is looked at.
     let mut rig = Rig::closed(Want::default());
