@@ -5,6 +5,7 @@
 pub(crate) mod checksum;
 pub(crate) mod filters;
 pub(crate) mod format;
+pub(crate) mod gigabit;
 pub(crate) mod hang;
 pub(crate) mod mdic;
 #[cfg(test)]

@@ -7,7 +7,7 @@ mod function;
 use super::abi::{common, feature, status};
 use crate::vfio::dma::DmaSpace;
 use crate::vfio::function::PciFunction;
-use crate::vfio::model::ModelIommu;
+use crate::vfio::model::{ModelIommu, ModelMsix};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const COMMON: usize = 0;
@@ -47,6 +47,10 @@ pub(super) struct Inner {
     /// What is read instead of a register, if anything is: offset and value in, value out.
     pub(super) distort: Option<Box<dyn FnMut(usize, u32) -> u32 + Send>>,
     pub(super) config: [u8; 24],
+    config_vector: u16,
+    /// Has no memory for vectors.
+    pub(super) refuses_vectors: bool,
+    msix: ModelMsix,
     pub(super) generation: u8,
     /// A generation more at each read.
     pub(super) restless: bool,
@@ -120,6 +124,9 @@ impl Model {
             status: 0,
             distort: None,
             config,
+            config_vector: common::NO_VECTOR,
+            refuses_vectors: false,
+            msix: ModelMsix::default(),
             generation: 0,
             restless: false,
             pci: function::configuration_space(),
@@ -145,6 +152,21 @@ impl Model {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether changes of the configuration have a vector.
+    pub(super) fn has_config_vector(&self) -> bool {
+        self.lock().config_vector != common::NO_VECTOR
+    }
+
+    /// The link comes up or goes, and the configuration is another.
+    pub(super) fn set_link(&self, up: bool) {
+        let mut inner = self.lock();
+        inner.config[6] = up.into();
+        inner.generation = inner.generation.wrapping_add(1);
+        if inner.config_vector != common::NO_VECTOR && inner.bus_master {
+            inner.msix.send(inner.config_vector.into());
+        }
+    }
+
     /// As the driver gets it.
     pub(super) fn function(&self) -> Arc<dyn PciFunction> {
         Arc::new(self.clone())
@@ -164,6 +186,7 @@ impl Inner {
         let max = self.max_size;
         let value = match offset - COMMON {
             common::DEVICE_FEATURE => (self.offered >> (32 * self.select[0].min(1))) as u32,
+            common::CONFIG_MSIX_VECTOR => self.config_vector.into(),
             common::NUM_QUEUES => self.queues.len() as u32,
             common::DEVICE_STATUS => self.status.into(),
             common::CONFIG_GENERATION => {
@@ -197,6 +220,9 @@ impl Inner {
                 let shift = 32 * self.select[1].min(1);
                 self.driver = self.driver & !(0xFFFF_FFFF << shift) | u64::from(value) << shift;
             }
+            common::CONFIG_MSIX_VECTOR => {
+                self.config_vector = if self.refuses_vectors { common::NO_VECTOR } else { value as u16 };
+            }
             common::DEVICE_STATUS if value == 0 => self.reset(),
             common::DEVICE_STATUS => {
                 let unknown = self.driver & !self.offered != 0;
@@ -227,7 +253,7 @@ impl Inner {
             return;
         }
         self.resets += 1;
-        (self.status, self.driver) = (0, 0);
+        (self.status, self.driver, self.config_vector) = (0, 0, common::NO_VECTOR);
         let size = self.max_size;
         self.queues.iter_mut().for_each(|queue| *queue = ModelQueue { size, ..Default::default() });
     }

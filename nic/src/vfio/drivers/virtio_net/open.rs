@@ -41,12 +41,13 @@ pub(super) fn open(function: &Arc<dyn PciFunction>, config: &NicConfig<'_>) -> R
 
 fn set_up(
     function: &Arc<dyn PciFunction>,
-    transport: Transport,
+    mut transport: Transport,
     config: &NicConfig<'_>,
 ) -> Result<OpenNic, NicError> {
     let identity = device::negotiate(&transport, config, function.dma().translates())?;
     // Only now that it was reset: what it was told before is forgotten.
     function.set_bus_master(true);
+    transport.enable_interrupt();
     tracing::warn!("{}: the driver virtio-net has {NEVER_RUN_ON_SILICON}", config.name);
     if identity.settings.agreed.has(feature::RING_PACKED) {
         open_with::<PackedRing>(transport, config, identity)

@@ -107,8 +107,8 @@ impl PciFunction for Model {
         3
     }
 
-    fn enable_msix(&self, _count: u16) -> io::Result<Vec<OwnedFd>> {
-        Ok(Vec::new())
+    fn enable_msix(&self, count: u16) -> io::Result<Vec<OwnedFd>> {
+        self.lock().msix.enable(count)
     }
 
     fn is_going(&self) -> bool {
