@@ -2,7 +2,7 @@
 # Runs every test of the project: format, lints, docs, unit and property tests, loom, tests in network namespaces and in a
 # guest, the release build, and the demo. See "Testing" in CONTRIBUTING.md.
 #
-#   ./test.sh           everything; every property test for 5 s, floods, starts and kills for about as long
+#   ./test.sh           everything; every property test for 10 s, floods, starts and kills for about as long
 #   ./test.sh --long    every property test for 30 s, those of what a NIC may do to its driver for 10 min, and many times the rounds of
 #                       floods, starts and kills
 #   ./test.sh STAGE...  only these stages, by the names that it prints: ./test.sh --long "property tests"
@@ -35,7 +35,7 @@ for argument in "$@"; do
 done
 # For tests that count rounds.
 if [[ $long ]]; then export ISOPLANE_LONG=1; else unset ISOPLANE_LONG; fi
-campaign_seconds=$((long ? 30 : 5))
+campaign_seconds=$((long ? 30 : 10))
 # What a NIC may write and answer, by a pattern of tests.
 longest='vfio::.*whatever'
 
@@ -424,16 +424,20 @@ campaign() {
     local binary=$1 folder=$2 test=$3 rounds=0 log seconds=$campaign_seconds
     log=$logs/campaign-${test//:/_}.log
     cd "$folder" || return
-    # What a NIC may write and answer: ten minutes for each driver, where there is time.
-    [[ ${ISOPLANE_LONG-} && $test =~ $longest ]] && seconds=600
+    # What a NIC may write and answer: ten minutes for each driver, where there is time; else the drivers share what there is.
+    if [[ ${ISOPLANE_LONG-} ]]; then
+        [[ $test =~ $longest ]] && seconds=600
+    elif [[ $test == vfio::* ]]; then
+        seconds=5
+    fi
     while ((SECONDS < seconds)); do
-        if ! PROPTEST_CASES=100 "$binary" --exact "$test" >"$log" 2>&1; then
+        if ! PROPTEST_CASES=500 "$binary" --exact "$test" >"$log" 2>&1; then
             cat "$log"
             return 1
         fi
         rounds=$((rounds + 1))
     done
-    # A round is 100 cases, which a few tests take longer for.
+    # A test may set its own number of cases.
     echo "test result: ok. 1 passed; 0 failed; $test: $rounds rounds"
 }
 
