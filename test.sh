@@ -461,10 +461,10 @@ main() {
     begin "release build" 15 nice -n 10 cargo build --locked --release --bin l2fwd
     begin "loom" 15 nice -n 10 bash -uc loom
     stage "registrations" 10 registrations
-    finish "loom"
     # Guests take one CPU at a time.
     begin "property tests" $((long ? 60 : 10)) nice -n 19 bash -uc campaigns
     stage "guest tests" 10 guest_tests
+    finish "loom"
     finish "property tests"
     finish "release build"
     stage "namespace tests" $((long ? 120 : 15)) namespace_tests
