@@ -136,6 +136,7 @@ struct Row {
 }
 
 impl Row {
+    #[cfg_attr(target_arch = "x86_64", allow(dead_code))]
     const EMPTY: Self = Self { all: [u32::MAX; 4], any: [0; 4], least: i16::MAX, most: i16::MIN };
 
     #[inline(always)]
