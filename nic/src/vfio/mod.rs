@@ -5,6 +5,7 @@
 
 mod abi;
 mod bar;
+pub(crate) mod checksum;
 mod container;
 mod device;
 pub(crate) mod dma;

@@ -5,13 +5,13 @@
 #![forbid(unsafe_code)]
 
 use super::DESCRIPTOR_BYTES;
-use super::checksum::{self, Offload};
 use super::format::TxFormat;
 use super::ring::{Descriptors, FrameRing};
 use crate::counters::{DropReason, QueueCounters};
 use crate::ethernet::{ETHERNET_HEADER, vlan_bytes};
 use crate::memory::{Batch, POOL_SHIFT, Packet, bounds};
 use crate::port::TxQueue;
+use crate::vfio::checksum::{self, Offload};
 use crate::vfio::dma::{PoolMapping, observe};
 use crate::vfio::gate::{Gate, Turn};
 use crate::vfio::nic::Halt;

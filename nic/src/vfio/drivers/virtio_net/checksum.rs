@@ -2,25 +2,13 @@
 //! 1.2, 5.1.6.2); on receive, checksums that a neighbour on the same host has left open.
 #![forbid(unsafe_code)]
 
+use crate::checksum::{add, finish};
 use crate::memory::Packet;
-use crate::vfio::intel::checksum as offload;
+use crate::vfio::checksum as offload;
 
-/// The Internet checksum's sum (RFC 1071), not yet inverted, of `data` that starts at an even place.
-fn sum(data: &[u8], start: u64) -> u64 {
-    let (pairs, rest) = data.as_chunks::<2>();
-    let total = pairs.iter().fold(start, |total, pair| total + u64::from(u16::from_be_bytes(*pair)));
-    total + rest.first().map_or(0, |last| u64::from(*last) << 8)
-}
-
-fn fold(mut sum: u64) -> u16 {
-    while sum > 0xFFFF {
-        sum = (sum & 0xFFFF) + (sum >> 16);
-    }
-    sum as u16
-}
-
+/// Stores what [`finish`] gives, which is in the machine's order.
 fn put(data: &mut [u8], at: usize, value: u16) -> Option<()> {
-    data.get_mut(at..at + 2)?.copy_from_slice(&value.to_be_bytes());
+    data.get_mut(at..at + 2)?.copy_from_slice(&value.to_ne_bytes());
     Some(())
 }
 
@@ -33,7 +21,7 @@ pub(super) fn prepare(packet: &mut Packet) -> Option<(u16, u16)> {
     if offload.is_ipv4 {
         let network = usize::from(offload.mac_len);
         let header = data.get(network..network + usize::from(offload.ip_len))?;
-        put(data, network + 10, !fold(sum(header, 0)))?;
+        put(data, network + 10, finish(add(0, header)))?;
     }
     Some((offload.l4_start() as u16, offload.l4?.checksum_offset() as u16))
 }
@@ -50,12 +38,12 @@ pub(super) fn complete(packet: &mut Packet, start: usize, offset: usize) -> bool
         let part = segment.get(skip..).unwrap_or(&[]);
         skip = skip.saturating_sub(segment.len());
         // Bytes at odd places count for the lower half: their sum is swapped as a whole.
-        let value = fold(sum(part, 0));
+        let value = !finish(add(0, part));
         total += u64::from(if is_odd { value.swap_bytes() } else { value });
         is_odd ^= !part.len().is_multiple_of(2);
     }
     // 0 says "none" in UDP; in TCP both mean the same.
-    let checksum = match !fold(total) {
+    let checksum = match finish(total) {
         0 => 0xFFFF,
         checksum => checksum,
     };

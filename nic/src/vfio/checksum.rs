@@ -4,6 +4,8 @@
 //! over IPv4 or IPv6 (a fragment, an extension header, a header beyond the first segment) is not offloaded.
 #![forbid(unsafe_code)]
 
+use crate::checksum;
+
 /// The protocol above IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum L4 {
@@ -97,15 +99,10 @@ pub(crate) fn prepare(data: &mut [u8], total: usize) -> Option<Offload> {
     l4 = l4.filter(|l4| payload >= l4.header_len() && data.len() >= start + l4.header_len());
     if let Some(l4) = l4 {
         let protocol = if l4 == L4::Tcp { 6 } else { 17 };
-        let mut sum = protocol + payload as u32;
-        for pair in data.get(addresses)?.chunks_exact(2) {
-            sum += u32::from(u16::from_be_bytes([pair[0], pair[1]]));
-        }
-        while sum > 0xFFFF {
-            sum = (sum & 0xFFFF) + (sum >> 16);
-        }
+        let sum = checksum::add_number(checksum::add_number(0, protocol), payload as u16);
+        let sum = !checksum::finish(checksum::add(sum, data.get(addresses)?));
         let field = start + l4.checksum_offset();
-        data.get_mut(field..field + 2)?.copy_from_slice(&(sum as u16).to_be_bytes());
+        data.get_mut(field..field + 2)?.copy_from_slice(&sum.to_ne_bytes());
     } else if !is_ipv4 {
         return None;
     }
