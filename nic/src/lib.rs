@@ -9,6 +9,8 @@
 #[cfg(not(loom))]
 mod afxdp;
 #[cfg(not(loom))]
+mod checksum;
+#[cfg(not(loom))]
 pub mod counters;
 #[cfg(not(loom))]
 pub mod drivers;

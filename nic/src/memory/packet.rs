@@ -217,7 +217,8 @@ impl Packet {
     }
 
     /// Whether the sending device is to fill in the checksums of IPv4's header and of TCP or UDP; off for every packet that comes in. A port that was not opened
-    /// with `checksum=on` sends it as it is.
+    /// with `checksum=on` sends it as it is; one that was drops what it cannot fill in (`tx_checksum`): behind an extension header of IPv6, or where
+    /// headers are not whole in the first segment. Of a fragment, IPv4's header is all that is to be filled in.
     #[inline]
     pub fn fill_checksum(&mut self, on: bool) {
         self.flags = if on { self.flags | FILL_CHECKSUM } else { self.flags & !FILL_CHECKSUM };

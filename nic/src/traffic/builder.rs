@@ -4,11 +4,11 @@
 //! and the few stores that make it this packet. Nothing is read back, so nothing waits for a store.
 #![forbid(unsafe_code)]
 
-use super::checksum;
 use super::content::{Fill, pseudo_header};
 use super::{
     DESTINATION_PORT, FILL_AT, FIRST_SOURCE_PORT, FLOW_AT, IPV4_AT, MAGIC, MAGIC_AT, SEQUENCE_AT, UDP_AT,
 };
+use crate::checksum;
 use crate::port::MacAddress;
 
 /// Who sends to whom.

@@ -1,11 +1,11 @@
 //! What a test packet's bytes must be: the fill pattern, and the reader that checks all of it.
 #![forbid(unsafe_code)]
 
-use super::checksum;
 use super::{
     DESTINATION_PORT, FILL_AT, FIRST_SOURCE_PORT, FLOW_AT, IPV4_AT, MAGIC, MAGIC_AT, MIN_SIZE, SEQUENCE_AT,
     UDP_AT,
 };
+use crate::checksum;
 use crate::memory::Packet;
 
 /// The bytes behind the sequence number: 64-bit little-endian words, each a constant more than the one before, from a key in which

@@ -18,7 +18,6 @@
 #![forbid(unsafe_code)]
 
 mod builder;
-mod checksum;
 mod content;
 mod generator;
 mod pacer;

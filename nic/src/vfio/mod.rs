@@ -6,6 +6,7 @@
 mod abi;
 mod affinity;
 mod bar;
+pub(crate) mod checksum;
 mod container;
 mod device;
 pub(crate) mod dma;

@@ -5,8 +5,8 @@
 //! bit of it when it is done.
 #![forbid(unsafe_code)]
 
-use super::checksum::Offload;
 use crate::memory::Checksum;
+use crate::vfio::checksum::{L4, Offload};
 
 /// What a receive descriptor says when the device has written it back. Advanced (82576 datasheet 7.1.5, 82599 datasheet 7.1.6) and extended
 /// descriptors (82574 datasheet 7.1.5) agree but for the error bits.
@@ -117,7 +117,7 @@ impl TxFormat for Advanced {
         let lengths = u64::from(offload.ip_len) | u64::from(offload.mac_len) << 9;
         let mut word = DTYP_CONTEXT | DEXT;
         word |= if offload.is_ipv4 { TUCMD_IPV4 } else { 0 };
-        if let Some(super::checksum::L4::Tcp) = offload.l4 {
+        if let Some(L4::Tcp) = offload.l4 {
             word |= TUCMD_TCP;
         }
         [lengths, word]

@@ -2,7 +2,6 @@
 //!
 //! A driver chooses its descriptors by a type ([`mod@format`]); [`rx`] and [`tx`] are then its queues. They know no register but their own tail.
 
-pub(crate) mod checksum;
 pub(crate) mod filters;
 pub(crate) mod format;
 pub(crate) mod gigabit;

@@ -5,13 +5,13 @@
 #![forbid(unsafe_code)]
 
 use super::DESCRIPTOR_BYTES;
-use super::checksum::{self, Offload};
 use super::format::TxFormat;
 use super::ring::{Descriptors, FrameRing};
 use crate::counters::{DropReason, QueueCounters};
 use crate::ethernet::{ETHERNET_HEADER, vlan_bytes};
 use crate::memory::{Batch, POOL_SHIFT, Packet, bounds};
 use crate::port::TxQueue;
+use crate::vfio::checksum::{self, Offload};
 use crate::vfio::dma::{PoolMapping, observe};
 use crate::vfio::gate::{Gate, Turn};
 use crate::vfio::nic::Halt;
@@ -286,11 +286,11 @@ impl<F: TxFormat> IntelTx<F> {
             return self.counters.drops(reason).add(1);
         }
         let padded = total.max(LEAST_LENGTH);
-        let offload = if self.checksum && packet.wants_checksum() {
-            checksum::prepare(packet.data_mut(), padded)
-        } else {
-            None
-        };
+        let asks = self.checksum && packet.wants_checksum();
+        let offload = if asks { checksum::prepare(packet.data_mut(), padded) } else { None };
+        if asks && offload.is_none_or(|offload| offload.l4.is_none()) && checksum::stays_open(&packet) {
+            return self.counters.drops(DropReason::TxChecksum).add(1);
+        }
         let known = |offload: &Offload| F::KEEPS_CONTEXT && self.context == Some(*offload);
         if let Some(offload) = offload.filter(|offload| !known(offload)) {
             self.ring.write(self.frames.tail(), F::context(&offload));

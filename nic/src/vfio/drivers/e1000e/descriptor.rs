@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::memory::Checksum;
-use crate::vfio::intel::checksum::{L4, Offload};
+use crate::vfio::checksum::{L4, Offload};
 use crate::vfio::intel::format::{DEXT, EOP, IFCS, RxFormat, TxFormat};
 
 /// An extended receive descriptor as it was written back (7.1.5): status in bits 19:0 of the second word, errors in 31:20, then the length.

@@ -316,17 +316,22 @@ fn checksums_are_filled_in_where_they_were_asked_for() {
     right.push(write(
         ethernet().double_vlan(3.try_into().unwrap(), 4.try_into().unwrap()).ipv6(v6.0, v6.1, 9).udp(1, 2),
     ));
-    // An ICMP packet has no checksum of these but IPv4's; ARP has none, and neither has what is cut off.
+    // An ICMP packet has no checksum of these but IPv4's, and of a fragment that is all that is to be filled in. ARP has none; where TCP's or UDP's is cut off, it cannot
+    // be filled in.
     let mut icmp = of_flow(false, 1, 5);
     icmp[23] = 1;
-    icmp[24..26].fill(0);
-    let sum: u32 = icmp[14..34].chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
-    icmp[24..26].copy_from_slice(&(!((sum & 0xFFFF) as u16 + (sum >> 16) as u16)).to_be_bytes());
-    right.push(icmp);
+    let mut fragment = of_flow(false, 1, 5);
+    fragment[20] = 0x20;
+    for mut bytes in [icmp, fragment] {
+        bytes[24..26].fill(0);
+        let sum: u32 = bytes[14..34].chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+        bytes[24..26].copy_from_slice(&(!((sum & 0xFFFF) as u16 + (sum >> 16) as u16)).to_be_bytes());
+        right.push(bytes);
+    }
     let arp = super::tests::ethernet([0xFF; 6], &[8, 6, 0, 1, 8, 0, 6, 4]);
     let short = of_flow(false, 1, 5)[..40].to_vec();
     let mut batch = Batch::new();
-    for bytes in right.iter().chain([&arp, &short]) {
+    for bytes in right.iter().chain([&short, &arp]) {
         let mut packet = bench.pool.allocate(bytes.len()).unwrap();
         packet.data_mut().copy_from_slice(bytes);
         packet.fill_checksum(true);
@@ -346,11 +351,12 @@ fn checksums_are_filled_in_where_they_were_asked_for() {
     assert!(batch.is_empty());
     let sent = bench.model.send(99);
     let options: Vec<u64> = sent.iter().map(|(_, sent)| sent.options).collect();
-    assert_eq!(options, [3, 3, 3, 2, 3, 2, 1, 0, 0, 0]);
+    assert_eq!(options, [3, 3, 3, 2, 3, 2, 1, 1, 0, 0]);
+    assert_eq!(port.tx[0].counters().drops(DropReason::TxChecksum).get(), 1);
     for (wanted, (_, sent)) in right.iter().zip(&sent) {
         assert_eq!(&filled(sent), wanted);
     }
-    assert_eq!((&sent[7].1.bytes, &sent[8].1.bytes, &sent[9].1.bytes), (&arp, &short, &right[0]));
+    assert_eq!((&sent[8].1.bytes, &sent[9].1.bytes), (&arp, &right[0]));
     // And what it thinks of those it receives.
     assert!(bench.model.receive(&right[0], 0b11 << 5).is_some());
     port.rx[0].receive(&mut batch);

@@ -2,26 +2,13 @@
 //! 1.2, 5.1.6.2); on receive, checksums that a neighbour on the same host has left open.
 #![forbid(unsafe_code)]
 
-use crate::ethernet::{ETHERNET_HEADER, vlan_bytes};
+use crate::checksum::{add, finish};
 use crate::memory::Packet;
-use crate::vfio::intel::checksum as offload;
+use crate::vfio::checksum as offload;
 
-/// The Internet checksum's sum (RFC 1071), not yet inverted, of `data` that starts at an even place.
-fn sum(data: &[u8], start: u64) -> u64 {
-    let (pairs, rest) = data.as_chunks::<2>();
-    let total = pairs.iter().fold(start, |total, pair| total + u64::from(u16::from_be_bytes(*pair)));
-    total + rest.first().map_or(0, |last| u64::from(*last) << 8)
-}
-
-fn fold(mut sum: u64) -> u16 {
-    while sum > 0xFFFF {
-        sum = (sum & 0xFFFF) + (sum >> 16);
-    }
-    sum as u16
-}
-
+/// Stores what [`finish`] gives, which is in the machine's order.
 fn put(data: &mut [u8], at: usize, value: u16) -> Option<()> {
-    data.get_mut(at..at + 2)?.copy_from_slice(&value.to_be_bytes());
+    data.get_mut(at..at + 2)?.copy_from_slice(&value.to_ne_bytes());
     Some(())
 }
 
@@ -34,32 +21,9 @@ pub(super) fn prepare(packet: &mut Packet) -> Option<(u16, u16)> {
     if offload.is_ipv4 {
         let network = usize::from(offload.mac_len);
         let header = data.get(network..network + usize::from(offload.ip_len))?;
-        put(data, network + 10, !fold(sum(header, 0)))?;
+        put(data, network + 10, finish(add(0, header)))?;
     }
     Some((offload.l4_start() as u16, offload.l4?.checksum_offset() as u16))
-}
-
-/// Of a packet that [`prepare`] has given no place for: whether a checksum stays open all the same, as far as its first segment says.
-pub(super) fn stays_open(packet: &Packet) -> bool {
-    let data = packet.data();
-    let network = ETHERNET_HEADER + vlan_bytes(data);
-    let header = data.get(network..).unwrap_or(&[]);
-    let protocol = match (data.get(network - 2..network), header) {
-        (Some([0x08, 0x00]), [first, _, upper, lower, ..]) => {
-            let (length, total) =
-                (usize::from(first & 15) * 4, usize::from(u16::from_be_bytes([*upper, *lower])));
-            // That of its own header is filled in, where all of that is there.
-            let is_whole = (20..=total.min(header.len())).contains(&length);
-            let is_right = first >> 4 == 4 && network + total <= packet.total_len();
-            header.get(9).filter(|_| is_whole && is_right)
-        }
-        (Some([0x86, 0xDD]), _) => header.get(6),
-        (Some([0x08, 0x00]), _) => None,
-        // No IP at all.
-        _ => return false,
-    };
-    // TCP and UDP, and in IPv6 what may be before them: hop-by-hop options, routing, a fragment, destination options (RFC 8200), authentication.
-    protocol.is_none_or(|protocol| matches!(protocol, 6 | 17 | 0 | 43 | 44 | 51 | 60))
 }
 
 /// Sums from `start` to the packet's end, and puts the result `offset` behind `start`: what a device would do for
@@ -74,12 +38,12 @@ pub(super) fn complete(packet: &mut Packet, start: usize, offset: usize) -> bool
         let part = segment.get(skip..).unwrap_or(&[]);
         skip = skip.saturating_sub(segment.len());
         // Bytes at odd places count for the lower half: their sum is swapped as a whole.
-        let value = fold(sum(part, 0));
+        let value = !finish(add(0, part));
         total += u64::from(if is_odd { value.swap_bytes() } else { value });
         is_odd ^= !part.len().is_multiple_of(2);
     }
     // 0 says "none" in UDP; in TCP both mean the same.
-    let checksum = match !fold(total) {
+    let checksum = match finish(total) {
         0 => 0xFFFF,
         checksum => checksum,
     };

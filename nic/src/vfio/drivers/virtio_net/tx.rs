@@ -16,6 +16,7 @@ use crate::counters::{DropReason, QueueCounters};
 use crate::ethernet::{ETHERNET_HEADER, vlan_bytes};
 use crate::memory::{Batch, Frame, Packet, Pool, Returned};
 use crate::port::TxQueue;
+use crate::vfio::checksum::stays_open;
 use crate::vfio::dma::{DmaBuffer, DmaSpace, PoolMapping};
 use crate::vfio::gate::Turn;
 use crate::vfio::nic::Halt;
@@ -191,7 +192,7 @@ impl<R: Ring> VirtioTx<R> {
                 head[header::FLAGS] = header::NEEDS_CSUM;
                 head[header::CSUM_START..][..2].copy_from_slice(&start.to_le_bytes());
                 head[header::CSUM_OFFSET..][..2].copy_from_slice(&offset.to_le_bytes());
-            } else if checksum::stays_open(&packet) {
+            } else if stays_open(&packet) {
                 return self.state.counters.drops(DropReason::TxChecksum).add(1);
             }
         }

@@ -6,19 +6,19 @@
 
 /// The unfolded sum of 32-bit words.
 #[inline(always)]
-pub(super) fn add32(sum: u64, bytes: [u8; 4]) -> u64 {
+pub(crate) fn add32(sum: u64, bytes: [u8; 4]) -> u64 {
     sum + u64::from(u32::from_ne_bytes(bytes))
 }
 
 /// The unfolded sum of one 16-bit word given as a number.
 #[inline(always)]
-pub(super) fn add_number(sum: u64, number: u16) -> u64 {
+pub(crate) fn add_number(sum: u64, number: u16) -> u64 {
     sum + u64::from(u16::from_ne_bytes(number.to_be_bytes()))
 }
 
 /// The unfolded sum of an even number of bytes.
 #[inline(always)]
-pub(super) fn add(mut sum: u64, bytes: &[u8]) -> u64 {
+pub(crate) fn add(mut sum: u64, bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<4>();
     for word in words {
         sum = add32(sum, *word);
@@ -33,7 +33,7 @@ pub(super) fn add(mut sum: u64, bytes: &[u8]) -> u64 {
 
 /// The 16 bits to be stored, in the machine's order, complemented: 0 over a range that holds its own right checksum.
 #[inline(always)]
-pub(super) fn finish(sum: u64) -> u16 {
+pub(crate) fn finish(sum: u64) -> u16 {
     let sum = (sum & 0xFFFF_FFFF) + (sum >> 32);
     let sum = (sum & 0xFFFF_FFFF) + (sum >> 32);
     let sum = (sum & 0xFFFF) + (sum >> 16);

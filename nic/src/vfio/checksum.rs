@@ -4,6 +4,13 @@
 //! over IPv4 or IPv6 (a fragment, an extension header, a header beyond the first segment) is not offloaded.
 #![forbid(unsafe_code)]
 
+use crate::checksum;
+use crate::ethernet::{ETHERNET_HEADER, vlan_bytes};
+use crate::memory::Packet;
+
+/// In an IPv4 header, MF and the offset.
+const FRAGMENT: u16 = 0x3FFF;
+
 /// The protocol above IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum L4 {
@@ -76,7 +83,7 @@ pub(crate) fn prepare(data: &mut [u8], total: usize) -> Option<Offload> {
             let ip_len = usize::from(header[0] & 15) * 4;
             let payload = usize::from(word(header, 2)?).checked_sub(ip_len)?;
             // MF, or an offset: a fragment has not the whole of what the checksum is over.
-            let fragment = word(header, 6)? & 0x3FFF != 0;
+            let fragment = word(header, 6)? & FRAGMENT != 0;
             let l4 = L4::from_protocol(header[9]).filter(|_| !fragment);
             (header[0] >> 4 == 4 && ip_len >= 20, ip_len, l4, payload, mac_len + 12..mac_len + 20)
         }
@@ -97,15 +104,10 @@ pub(crate) fn prepare(data: &mut [u8], total: usize) -> Option<Offload> {
     l4 = l4.filter(|l4| payload >= l4.header_len() && data.len() >= start + l4.header_len());
     if let Some(l4) = l4 {
         let protocol = if l4 == L4::Tcp { 6 } else { 17 };
-        let mut sum = protocol + payload as u32;
-        for pair in data.get(addresses)?.chunks_exact(2) {
-            sum += u32::from(u16::from_be_bytes([pair[0], pair[1]]));
-        }
-        while sum > 0xFFFF {
-            sum = (sum & 0xFFFF) + (sum >> 16);
-        }
+        let sum = checksum::add_number(checksum::add_number(0, protocol), payload as u16);
+        let sum = !checksum::finish(checksum::add(sum, data.get(addresses)?));
         let field = start + l4.checksum_offset();
-        data.get_mut(field..field + 2)?.copy_from_slice(&(sum as u16).to_be_bytes());
+        data.get_mut(field..field + 2)?.copy_from_slice(&sum.to_ne_bytes());
     } else if !is_ipv4 {
         return None;
     }
@@ -113,4 +115,36 @@ pub(crate) fn prepare(data: &mut [u8], total: usize) -> Option<Offload> {
         data.get_mut(mac_len + 10..mac_len + 12)?.fill(0);
     }
     Some(Offload { mac_len: mac_len as u8, ip_len: ip_len as u8, is_ipv4, l4 })
+}
+
+/// Whether a packet that wants its checksums filled in, and for whose TCP or UDP [`prepare`] has found no place, would go out with a wrong one, as far as its
+/// first segment says. A fragment would not: what its checksum is over was whole before it.
+pub(crate) fn stays_open(packet: &Packet) -> bool {
+    let data = packet.data();
+    let network = ETHERNET_HEADER + vlan_bytes(data);
+    let header = data.get(network..).unwrap_or(&[]);
+    let protocol = match data.get(network - 2..network) {
+        Some([0x08, 0x00]) => {
+            let [first, _, upper, lower, _, _, fragment, more, _, protocol, ..] = header else { return true };
+            let (length, total) =
+                (usize::from(first & 15) * 4, usize::from(u16::from_be_bytes([*upper, *lower])));
+            // That of its own header is filled in, where all of that is there.
+            let is_whole = (20..=total.min(header.len())).contains(&length);
+            if !is_whole || first >> 4 != 4 || network + total > packet.total_len() {
+                return true;
+            }
+            if u16::from_be_bytes([*fragment, *more]) & FRAGMENT != 0 {
+                return false;
+            }
+            *protocol
+        }
+        Some([0x86, 0xDD]) => match header.get(6) {
+            Some(next) => *next,
+            None => return true,
+        },
+        // No IP at all.
+        _ => return false,
+    };
+    // TCP and UDP, and in IPv6 what may be before them: hop-by-hop options, routing, destination options (RFC 8200), authentication.
+    matches!(protocol, 6 | 17 | 0 | 43 | 51 | 60)
 }
