@@ -217,6 +217,8 @@ impl Dataplane {
                     }
                     pinned => pinned.ok(),
                 };
+                let control = self.plan.placement.control;
+                self.registry.ports.iter_mut().for_each(|entry| entry.port.deliver_interrupts(control));
                 // The last that interrupts a worker's CPU; then they enter.
                 watcher.open(watched, places, &self.registry);
                 crew.go();

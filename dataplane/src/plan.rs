@@ -131,8 +131,10 @@ impl Plan {
         for (port, (spec, plan)) in self.ports.iter().enumerate() {
             let (wanted, most) = (tx_queues(&dealt, port), plan.max_tx_queues());
             if wanted > most {
+                let queues =
+                    if plan.tx_queues_follow() { format!("it queues={wanted}, or ") } else { String::new() };
                 return Err(Error::Configuration(format!(
-                    "{}: {wanted} workers send to it and it has {most} transmit queue{}: give it queues={wanted}, or fewer CPUs to --workers",
+                    "{}: {wanted} workers send to it and it has {most} transmit queue{}: give {queues}fewer CPUs to --workers",
                     spec.name(),
                     if most == 1 { "" } else { "s" },
                 )));
@@ -232,5 +234,61 @@ fn check_writable(path: &Path) -> io::Result<()> {
         Ok(_) => std::fs::remove_file(path),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => open(false).map(drop),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use nic::port::{OpenContext, OpenPort, PortError};
+
+    #[derive(clap::Parser)]
+    struct Args {
+        #[command(flatten)]
+        dataplane: crate::DataplaneArgs,
+    }
+
+    /// A device of two transmit queues, of which it has no more whatever is asked of it.
+    struct Two;
+
+    impl PortPlan for Two {
+        fn rx_queues(&self) -> usize {
+            1
+        }
+
+        fn max_tx_queues(&self) -> usize {
+            2
+        }
+
+        fn tx_queues_follow(&self) -> bool {
+            false
+        }
+
+        fn frames(&self, _tx_queues: usize) -> usize {
+            64
+        }
+
+        fn open(self: Box<Self>, _context: &OpenContext<'_>) -> Result<OpenPort, PortError> {
+            unreachable!("nothing is opened here")
+        }
+    }
+
+    #[test]
+    fn who_has_too_few_transmit_queues_is_told_what_helps() {
+        let refused = |fixed: bool| {
+            let ports = ["mem:gen?queues=3", "mem:cable?queues=2"];
+            let args = ["test"].into_iter().chain(ports.into_iter().flat_map(|port| ["--port", port]));
+            let args: Args = clap::Parser::parse_from(args);
+            let mut plan = Plan::check(&args.dataplane).unwrap();
+            plan.placement = Placement { control: 0, workers: vec![1, 2, 3] };
+            if fixed {
+                plan.ports[1].1 = Box::new(Two);
+            }
+            plan.deal().unwrap_err().to_string()
+        };
+        let words = "mem:cable: 3 workers send to it and it has 2 transmit queues: give";
+        assert_eq!(refused(false), format!("{words} it queues=3, or fewer CPUs to --workers"));
+        assert_eq!(refused(true), format!("{words} fewer CPUs to --workers"));
     }
 }

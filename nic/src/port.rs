@@ -100,6 +100,11 @@ pub trait PortPlan: Send {
     /// How many transmit queues it can have at most.
     fn max_tx_queues(&self) -> usize;
 
+    /// Whether it has more of them with more of its option `queues`.
+    fn tx_queues_follow(&self) -> bool {
+        true
+    }
+
     /// The frames that its rings keep while it is open, given this many transmit queues.
     fn frames(&self, tx_queues: usize) -> usize;
 
@@ -170,6 +175,9 @@ pub trait Port: Send {
     fn events(&self) -> Vec<BorrowedFd<'_>> {
         Vec::new()
     }
+
+    /// The control core is on this CPU from now on: whatever interrupts the port has of its own come there, or no more.
+    fn deliver_interrupts(&mut self, _cpu: usize) {}
 
     /// Brings the counters up to date that the kernel or the device keeps; called about once a second, and a last
     /// time when the workers have stopped.

@@ -157,6 +157,32 @@ fn beside_af_xdp(session: &mut Session) -> Result<(), VmError> {
     Ok(())
 }
 
+/// A NIC's one interrupt: how often it came, and the CPUs that it may go to.
+fn link_interrupt(session: &mut Session, nic: usize) -> Result<(u64, String), VmError> {
+    let line = session.run(&format!("grep 'vfio-msix.*{}' /proc/interrupts", ADDRESSES[nic]))?.concat();
+    let (irq, counts) = line.split_once(':').unwrap_or_else(|| panic!("{line}"));
+    let came = counts.split_whitespace().map_while(|count| count.parse::<u64>().ok()).sum();
+    Ok((came, session.run(&format!("cat /proc/irq/{}/smp_affinity_list", irq.trim()))?.concat()))
+}
+
+/// Each has one, for its link, and the control core's CPU alone gets it.
+fn link_interrupts(session: &mut Session) -> Result<(), VmError> {
+    for nics in [IGB, E1000E, VIRTIO] {
+        let ports = nics.map(|nic| port(nic, ""));
+        let wire = session.wire(nics[0], nics[1])?;
+        forwarder::start(session, &wire, &l2fwd_ports(&ports))?;
+        for nic in nics {
+            let (came, cpus) = link_interrupt(session, nic)?;
+            println!("{}: {came} interrupts, to CPU {cpus}", port(nic, ""));
+            assert_eq!(cpus, "0");
+            // Its link was negotiated when the port was opened.
+            assert!(nics != IGB || came > 0);
+        }
+        forwarder::stop(session)?;
+    }
+    Ok(())
+}
+
 /// Ended under traffic, every packet is accounted for.
 fn end_under_traffic(session: &mut Session) -> Result<(), VmError> {
     for nics in [IGB, E1000E, VIRTIO] {
@@ -303,6 +329,8 @@ fn guest_vfio_drives_nics() {
         took("pairs");
         shares(session)?;
         took("shares");
+        link_interrupts(session)?;
+        took("link interrupts");
         beside_af_xdp(session)?;
         took("beside AF_XDP");
         end_under_traffic(session)?;

@@ -68,19 +68,6 @@ impl Batch {
         fits
     }
 
-    /// Adds what `packets` gives, as much as there is room for, and says how many.
-    #[inline(always)]
-    pub(crate) fn extend(&mut self, packets: impl Iterator<Item = Packet>) -> usize {
-        let mut count = 0;
-        // The places first: where there is none left, no packet is taken.
-        for (place, packet) in self.packets[self.len..].iter_mut().zip(packets) {
-            place.write(packet);
-            count += 1;
-        }
-        self.len += count;
-        count
-    }
-
     /// Takes the last packet.
     #[inline]
     pub fn pop(&mut self) -> Option<Packet> {

@@ -115,22 +115,6 @@ impl Returned {
         self.len += 1;
     }
 
-    /// Adds what `frames` gives, of one pool, up to 64, after those before were freed; says how many.
-    #[inline(always)]
-    pub(crate) fn extend(&mut self, frames: impl Iterator<Item = Frame>) -> usize {
-        self.free();
-        let mut count = 0;
-        for (place, frame) in self.handles.iter_mut().zip(frames) {
-            *place = frame.into_handle();
-            count += 1;
-        }
-        self.len = count;
-        debug_assert!(
-            self.handles[..count].iter().all(|handle| (handle ^ self.handles[0]) >> POOL_SHIFT == 0)
-        );
-        count
-    }
-
     /// Frees them.
     #[inline]
     pub(crate) fn free(&mut self) {

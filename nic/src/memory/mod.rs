@@ -17,6 +17,7 @@ mod words;
 pub use batch::{BATCH_SIZE, Batch};
 pub use frame::Frame;
 pub(crate) use frame::{POOL_SHIFT, Returned};
+pub(crate) use packet::SEGMENT_HEADER;
 pub use packet::{Checksum, Packet, Segments};
 pub use pool::{Audit, MIN_HEADROOM, Pool, PoolConfig, PoolError};
 pub use region::{PageChoice, PageSize, Region, RegionError};

@@ -334,18 +334,6 @@ impl Packet {
         Frame::from_handle(handle)
     }
 
-    /// The same for a packet that is no chain, with `header` written before its data; where that starts in the frame. There is headroom for it.
-    #[inline(always)]
-    pub(crate) fn into_frame_behind<const N: usize>(self, header: &[u8; N]) -> (Frame, usize) {
-        let start = (self.offset as usize).wrapping_sub(N);
-        assert!(start >= SEGMENT_HEADER && start < self.offset as usize && !self.is_chained(), "no headroom");
-        // SAFETY: it lies before the data and behind the frame's first bytes, so inside the frame, which this packet alone owns.
-        unsafe { self.base().add(start).cast::<[u8; N]>().write(*header) };
-        let handle = self.handle;
-        mem::forget(self);
-        (Frame::from_handle(handle), start)
-    }
-
     /// All bytes of all segments, copied out.
     pub fn to_vec(&self) -> Vec<u8> {
         self.segments().flatten().copied().collect()

@@ -105,6 +105,8 @@ pub(crate) struct Bounds {
     pub(crate) flags: u16,
     /// The least and the most bytes of data, as signed numbers: what is longer than 32,767 bytes is below 0.
     pub(crate) lengths: (i16, i16),
+    /// The least offset of their data, as a signed number as well.
+    pub(crate) offset: i16,
 }
 
 /// Looks at packets in one pass without a branch for each.
@@ -124,6 +126,7 @@ pub(crate) fn bounds(packets: &[Packet]) -> Bounds {
         chained: next != frame::NONE,
         flags: flags as u16,
         lengths: (row.least, row.most),
+        offset: row.offset,
     }
 }
 
@@ -133,11 +136,13 @@ struct Row {
     any: Words,
     least: i16,
     most: i16,
+    offset: i16,
 }
 
 impl Row {
     #[cfg_attr(target_arch = "x86_64", allow(dead_code))]
-    const EMPTY: Self = Self { all: [u32::MAX; 4], any: [0; 4], least: i16::MAX, most: i16::MIN };
+    const EMPTY: Self =
+        Self { all: [u32::MAX; 4], any: [0; 4], least: i16::MAX, most: i16::MIN, offset: i16::MAX };
 
     #[inline(always)]
     fn add(&mut self, packet: &Packet) {
@@ -150,6 +155,7 @@ impl Row {
         }
         self.least = self.least.min(length);
         self.most = self.most.max(length);
+        self.offset = self.offset.min((packet.offset() as u16).cast_signed());
     }
 }
 
@@ -263,9 +269,10 @@ mod vectors {
                 (least, most) = (_mm_min_epi16(least, packet), _mm_max_epi16(most, packet));
             }
         }
-        // Of the eight fields of 16 bits the length is the fourth.
+        // Of the eight fields of 16 bits the offset is the third, the length the fourth.
         let length = |of| _mm_extract_epi16::<3>(of) as i16;
-        Row { all: lanes(all), any: lanes(any), least: length(least), most: length(most) }
+        let offset = _mm_extract_epi16::<2>(least) as i16;
+        Row { all: lanes(all), any: lanes(any), least: length(least), most: length(most), offset }
     }
 
     /// Copies handles, and says in which bits they differ from the first, which bits all `next` have, and how many bytes there are.
@@ -391,9 +398,9 @@ mod tests {
         }
 
         #[test]
-        fn property_bounds_are_those_of_all_packets(packets in proptest::collection::vec((any::<u32>(), any::<u16>(), any::<[bool; 8]>()), 1..70)) {
-            let row: Vec<_> = packets.iter().map(|(handle, length, [chained, asks, good, ..])| {
-                let mut packet = Packet::new(*handle, 128, *length, 9);
+        fn property_bounds_are_those_of_all_packets(packets in proptest::collection::vec((any::<u32>(), any::<u16>(), any::<[bool; 8]>(), any::<u16>()), 1..70)) {
+            let row: Vec<_> = packets.iter().map(|(handle, length, [chained, asks, good, ..], offset)| {
+                let mut packet = Packet::new(*handle, *offset, *length, 9);
                 packet.fill_checksum(*asks);
                 packet.set_checksum(if *good { Checksum::Good } else { Checksum::Unknown });
                 // SAFETY: four integers.
@@ -405,12 +412,13 @@ mod tests {
             // SAFETY: of the same layout.
             let seen = bounds(unsafe { std::slice::from_raw_parts(row.as_ptr().cast(), row.len()) });
             let handles = || packets.iter().map(|(handle, ..)| *handle);
-            let lengths = || packets.iter().map(|(_, length, _)| length.cast_signed());
+            let lengths = || packets.iter().map(|(_, length, ..)| length.cast_signed());
             prop_assert_eq!(seen.common, handles().fold(u32::MAX, |all, handle| all & handle));
             prop_assert_eq!(seen.differs, handles().fold(0, |bits, handle| bits | handle ^ packets[0].0));
             prop_assert_eq!(seen.lengths, (lengths().min().unwrap(), lengths().max().unwrap()));
-            prop_assert_eq!(seen.chained, packets.iter().any(|(.., [chained, ..])| *chained));
-            prop_assert_eq!(seen.flags & Packet::ASKS != 0, packets.iter().any(|(.., [_, asks, ..])| *asks));
+            prop_assert_eq!(seen.offset, packets.iter().map(|(.., offset)| offset.cast_signed()).min().unwrap());
+            prop_assert_eq!(seen.chained, packets.iter().any(|(.., [chained, ..], _)| *chained));
+            prop_assert_eq!(seen.flags & Packet::ASKS != 0, packets.iter().any(|(.., [_, asks, ..], _)| *asks));
         }
 
         #[test]

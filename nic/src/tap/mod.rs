@@ -100,6 +100,10 @@ impl PortPlan for TapPlan {
         MAX_TX_QUEUES
     }
 
+    fn tx_queues_follow(&self) -> bool {
+        false
+    }
+
     fn frames(&self, tx_queues: usize) -> usize {
         let segments = room(self.mtu).div_ceil(LEAST_ROOM);
         (RX_RING + 1 + TX_RING * tx_queues) * segments

@@ -92,6 +92,10 @@ impl PortPlan for VethPlan {
         MAX_TX_QUEUES
     }
 
+    fn tx_queues_follow(&self) -> bool {
+        false
+    }
+
     fn frames(&self, tx_queues: usize) -> usize {
         afxdp::frames(&self.options, tx_queues)
     }

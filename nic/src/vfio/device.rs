@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::abi::{self, DeviceInfo, IrqInfo, RegionInfo};
+use super::affinity;
 use super::bar::Bar;
 use super::dma::DmaSpace;
 use super::error::VfioError;
@@ -12,6 +13,7 @@ use super::sys;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
@@ -201,6 +203,18 @@ impl VfioFunction {
     /// Descriptors that are readable when there may be [`trouble`](Self::trouble).
     pub(super) fn events(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.request.iter().chain(&self.error).map(AsFd::as_fd)
+    }
+
+    /// Has its interrupts come to this CPU alone; false where that cannot be had.
+    pub(super) fn deliver_interrupts(&self, cpu: usize) -> bool {
+        if !*lock(&self.msix_enabled) {
+            return true;
+        }
+        if let Err(error) = affinity::deliver(Path::new("/"), &self.address, cpu) {
+            tracing::debug!("{}: no interrupts, they cannot be kept to CPU {cpu}: {error}", self.address);
+            return false;
+        }
+        true
     }
 
     /// Gives a device that is in trouble back to the kernel, which waits for it, though its queues are still there: whatever they access from now on

@@ -276,40 +276,34 @@ impl DmaBuffer {
                 && offset <= self.length
                 && bytes <= self.length - offset
         );
-        // SAFETY: both are inside the mapping, or just behind it.
-        let (next, end) = unsafe { (self.base.as_ptr().add(offset), self.base.as_ptr().add(offset + bytes)) };
-        Row { next, end, buffer: PhantomData }
+        // SAFETY: inside the mapping, or just behind it.
+        Row { first: unsafe { self.base.as_ptr().add(offset) }, buffer: PhantomData }
     }
 }
 
 /// Elements that follow each other in a buffer.
+#[derive(Clone, Copy)]
 pub(crate) struct Row<'a, const STRIDE: usize> {
-    next: *mut u8,
-    end: *mut u8,
+    first: *mut u8,
     buffer: PhantomData<&'a DmaBuffer>,
 }
 
-impl<const STRIDE: usize> Row<'_, STRIDE> {
+impl<'a, const STRIDE: usize> Row<'a, STRIDE> {
     /// What elements are aligned to.
     const ALIGN: usize = if STRIDE.is_multiple_of(16) { 16 } else { 4 };
-}
 
-impl<'a, const STRIDE: usize> Iterator for Row<'a, STRIDE> {
-    type Item = Element<'a, STRIDE>;
-
+    /// One of them.
+    ///
+    /// # Safety
+    /// `index` is below the count that was asked for.
     #[inline(always)]
-    fn next(&mut self) -> Option<Element<'a, STRIDE>> {
-        if self.next == self.end {
-            return None;
-        }
-        let base = self.next;
-        // SAFETY: it is a multiple of the stride before the end.
-        self.next = unsafe { base.add(STRIDE) };
-        Some(Element { base, buffer: PhantomData })
+    pub(crate) unsafe fn element(self, index: usize) -> Element<'a, STRIDE> {
+        // SAFETY: the caller's promise: inside the mapping, which the row borrows.
+        Element { base: unsafe { self.first.add(index * STRIDE) }, buffer: PhantomData }
     }
 }
 
-/// One of them.
+/// An element of a row.
 pub(crate) struct Element<'a, const STRIDE: usize> {
     base: *mut u8,
     buffer: PhantomData<&'a DmaBuffer>,

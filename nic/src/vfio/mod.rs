@@ -4,6 +4,7 @@
 //! runs on VFIO and on a model alike. A driver is a folder in [`drivers`] and a line in the [`table`].
 
 mod abi;
+mod affinity;
 mod bar;
 pub(crate) mod checksum;
 mod container;
@@ -19,6 +20,7 @@ mod hardware;
 #[cfg(test)]
 pub(crate) mod instructions;
 pub(crate) mod intel;
+pub(crate) mod interrupt;
 mod iommufd;
 pub(crate) mod iova;
 mod membership;

@@ -1,9 +1,12 @@
-//! For tests: an IOMMU of software, behind which a model of a device reads and writes the memory that it was given, and nothing else.
+//! For tests: an IOMMU of software, behind which a model of a device reads and writes the memory that it was given, and nothing else; and its interrupts.
 #![allow(unsafe_code)]
 
 use super::dma::{DmaSpace, Iommu};
-use std::io;
+use super::sys;
+use std::fs::File;
+use std::io::{self, Write};
 use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 
@@ -84,6 +87,27 @@ impl Iommu for ModelIommu {
         let before = mappings.mapped.len();
         mappings.mapped.retain(|(start, _, mapped)| (*start, *mapped) != (iova, length));
         if mappings.mapped.len() < before { Ok(()) } else { Err(io::ErrorKind::NotFound.into()) }
+    }
+}
+
+/// A function's MSI-X vectors: what a model sends is counted where a driver was told. Clones are the same.
+#[derive(Clone, Default)]
+pub(crate) struct ModelMsix(Arc<Mutex<Vec<File>>>);
+
+impl ModelMsix {
+    /// As a [`PciFunction`](super::function::PciFunction) does it.
+    pub(crate) fn enable(&self, count: u16) -> io::Result<Vec<OwnedFd>> {
+        let events: Vec<OwnedFd> = (0..count).map(|_| sys::eventfd()).collect::<io::Result<_>>()?;
+        let copies = events.iter().map(|event| event.try_clone().map(File::from));
+        *self.0.lock().unwrap() = copies.collect::<io::Result<_>>()?;
+        Ok(events)
+    }
+
+    /// Sends the message of a vector.
+    pub(crate) fn send(&self, vector: usize) {
+        let mut vectors = self.0.lock().unwrap();
+        let event = vectors.get_mut(vector).expect("a vector that is enabled");
+        event.write_all(&1_u64.to_ne_bytes()).unwrap();
     }
 }
 

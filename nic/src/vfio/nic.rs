@@ -138,6 +138,10 @@ pub(crate) trait Nic: Send {
         Vec::new()
     }
 
+    /// No interrupt from now on: it could not be kept from the workers' CPUs. The device is told; its vectors stay as they are, for without MSI-X it would
+    /// use its interrupt line, which others may share.
+    fn silence(&mut self) {}
+
     /// Reads the device's statistics into the queues' drop counters and its own; looks for a hang, and takes the next step of a recovery.
     fn refresh(&mut self);
 

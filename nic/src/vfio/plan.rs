@@ -49,6 +49,10 @@ impl PortPlan for VfioPlan {
         self.driver.max_queues.into()
     }
 
+    fn tx_queues_follow(&self) -> bool {
+        false
+    }
+
     fn frames(&self, tx_queues: usize) -> usize {
         self.options.frames(tx_queues)
     }

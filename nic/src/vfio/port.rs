@@ -78,6 +78,13 @@ impl Port for VfioPort {
         self.function.events().chain(self.nic.events()).collect()
     }
 
+    fn deliver_interrupts(&mut self, cpu: usize) {
+        // A worker's CPU is to see none, and nothing depends on them.
+        if self.gone.is_none() && !self.function.deliver_interrupts(cpu) {
+            self.nic.silence();
+        }
+    }
+
     fn refresh(&mut self) {
         if self.gone.is_none() {
             self.nic.refresh();

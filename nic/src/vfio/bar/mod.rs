@@ -230,6 +230,10 @@ mod tests {
             let in_file = read_at::<u32>(device.fd.as_fd(), 0x4000 + offset as u64);
             assert_eq!(in_file, Some(bar.read32(offset)));
         }
+        let other = Bar::map(&device, &info, &sparse(&[(0x1000, 0x1000)])).unwrap();
+        assert!(other.detach());
+        other.write32(0x1008, 7);
+        assert_eq!((other.read32(0x1008), bar.read32(0x1008)), (u32::MAX, 0));
         // Outside, and across its edges.
         for offset in [0x3000, 0x2FFE, usize::MAX, usize::MAX - 3, 1] {
             bar.write32(offset, 0);
@@ -237,6 +241,9 @@ mod tests {
         }
         assert_eq!(bar.read32(0x2FFC), 0xC3B2_2FFC);
         assert_eq!(read_at::<u32>(device.fd.as_fd(), 0x7000), Some(0));
+        assert!(device.is_lost(), "the first read of what was detached says so");
+        let device = Arc::new(DeviceFile::new(device.fd.try_clone().unwrap(), Box::new(())));
+        let bar = Bar::map(&device, &info, &sparse(&[(0x1000, 0x1000)])).unwrap();
         assert!(!device.is_lost());
         let missing = RegionInfo { size: 0, ..info };
         assert!(Bar::map(&device, &missing, &[]).is_err());

@@ -12,7 +12,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering, fence};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 const PAGE: usize = 4096;
@@ -81,14 +81,24 @@ impl Mapping {
         self.base
     }
 
-    /// Puts ones in the place of the registers, by which the device is no longer kept open.
+    /// Puts memory in the place of all registers, by which the device is no longer kept open. What is read there is to be asked after by
+    /// [`is_lost`](Self::is_lost).
     pub(super) fn detach(&self) -> bool {
-        (0..self.length).step_by(PAGE).all(|offset| replace(self.base.as_ptr() as usize + offset))
+        // First, so that whoever reads that memory is told.
+        self.place.lost.store(true, Ordering::SeqCst);
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        let address: *mut libc::c_void = self.base.as_ptr().cast();
+        // SAFETY: a mapping that is ours alone, and of which no reference is ever made; it stays one, of the same length.
+        let result =
+            unsafe { libc::mmap(address, self.length, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+        result != libc::MAP_FAILED
     }
 
-    /// True once the registers are gone: what is read is no longer the device's.
+    /// True once the registers are gone: what was read before this is no longer the device's.
     #[inline(always)]
     pub(super) fn is_lost(&self) -> bool {
+        // Behind the read; of no cost on x86, where loads are in order.
+        fence(Ordering::Acquire);
         self.place.lost.load(Ordering::Relaxed)
     }
 }
@@ -241,11 +251,19 @@ mod tests {
         allocate_file(file.as_fd(), 2 * PAGE).unwrap();
         let mapping = Mapping::new(file.as_fd(), 2 * PAGE, 0).unwrap();
         assert!(mapping.detach() && mapping.is_lost());
+        // By one call, so the kernel has one mapping where the registers were.
+        let (start, end) = (mapping.base().as_ptr() as usize, mapping.base().as_ptr() as usize + 2 * PAGE);
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let borders = maps.lines().filter_map(|line| line.split(['-', ' ']).next());
+        let inside = borders
+            .filter_map(|border| usize::from_str_radix(border, 16).ok())
+            .filter(|border| (start + 1..end).contains(border));
+        assert_eq!(inside.count(), 0, "{maps}");
         for page in 0..2 {
             let register = mapping.base().as_ptr().wrapping_add(page * PAGE).cast::<u32>();
             // SAFETY: two pages are mapped.
             unsafe {
-                assert_eq!(register.read_volatile(), u32::MAX);
+                register.read_volatile();
                 register.write_volatile(3);
             }
             assert_eq!(read_at::<u32>(file.as_fd(), (page * PAGE) as u64), Some(0));

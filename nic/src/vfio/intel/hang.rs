@@ -3,7 +3,6 @@
 #![forbid(unsafe_code)]
 
 use crate::counters::QueueCounters;
-use crate::vfio::nic::Halt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -67,36 +66,6 @@ impl HangDetector {
     /// Forgets all.
     pub(crate) fn restart(&mut self) {
         self.queues.iter_mut().for_each(|(_, stand)| *stand = None);
-    }
-}
-
-/// How far a recovery is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Recovery {
-    /// There is none.
-    Running,
-    /// The device has been stopped, and not all queues have rebuilt their rings.
-    Waiting,
-    /// The device could not be set up again.
-    Failed,
-}
-
-impl Recovery {
-    /// The device has been stopped: has each queue rebuild its ring.
-    pub(crate) fn begin(halt: &Halt) -> Self {
-        halt.ask();
-        Self::Waiting
-    }
-
-    /// Whether the device can be set up.
-    pub(crate) fn is_due(self, halt: &Halt) -> bool {
-        self == Self::Waiting && halt.is_ready()
-    }
-
-    /// The device has been set up.
-    pub(crate) fn end(halt: &Halt) -> Self {
-        halt.gates.iter().for_each(|gate| gate.open());
-        Self::Running
     }
 }
 

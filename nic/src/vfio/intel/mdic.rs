@@ -35,12 +35,18 @@ pub(crate) enum PhyError {
     Ended(Ended),
     /// The PHY did not answer.
     Refused,
+    /// What came is the answer to another access: somebody else uses the bus.
+    Foreign,
 }
 
 fn access(registers: &dyn RegisterSpace, command: u32) -> Result<u16, PhyError> {
     registers.write32(MDIC, command);
     let value = until(registers, MDIC, LIMIT, |value| value & READY != 0).map_err(PhyError::Ended)?;
-    if value & ERROR != 0 { Err(PhyError::Refused) } else { Ok(value as u16) }
+    if value & ERROR != 0 {
+        return Err(PhyError::Refused);
+    }
+    let asked = 0x1F << REGADD_SHIFT | 0x1F << PHYADD_SHIFT;
+    if value & asked == command & asked { Ok(value as u16) } else { Err(PhyError::Foreign) }
 }
 
 /// Reads a register of the internal PHY.
@@ -58,4 +64,42 @@ pub(crate) fn write(registers: &dyn RegisterSpace, register: u32, value: u16) ->
 pub(crate) fn restart_autonegotiation(registers: &dyn RegisterSpace) -> Result<(), PhyError> {
     let control = read(registers, CONTROL)?;
     write(registers, CONTROL, control & !POWER_DOWN | AUTONEGOTIATION | RESTART)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vfio::intel::model::PlainRegisters;
+
+    #[test]
+    fn only_an_answer_to_what_was_asked_is_taken() {
+        let registers = PlainRegisters::new(64);
+        // Ready from the start: what was written is read back with it.
+        let answer = |command| access(&*registers, command | READY | 0x1234);
+        let asked = OP_READ | PHY << PHYADD_SHIFT | 4 << REGADD_SHIFT;
+        assert_eq!(answer(asked), Ok(0x1234));
+        assert_eq!(answer(asked | ERROR), Err(PhyError::Refused));
+        struct Other(u32);
+        impl RegisterSpace for Other {
+            fn length(&self) -> usize {
+                64
+            }
+            fn read8(&self, _: usize) -> u8 {
+                0
+            }
+            fn read16(&self, _: usize) -> u16 {
+                0
+            }
+            fn read32(&self, _: usize) -> u32 {
+                self.0
+            }
+            fn write8(&self, _: usize, _: u8) {}
+            fn write16(&self, _: usize, _: u16) {}
+            fn write32(&self, _: usize, _: u32) {}
+        }
+        for foreign in [asked ^ 1 << REGADD_SHIFT, asked ^ 2 << PHYADD_SHIFT] {
+            assert_eq!(access(&Other(foreign | READY), asked), Err(PhyError::Foreign), "{foreign:#x}");
+        }
+        assert_eq!(access(&Other(u32::MAX), asked), Err(PhyError::Ended(Ended::Gone)));
+    }
 }

@@ -4,6 +4,7 @@
 
 pub(crate) mod filters;
 pub(crate) mod format;
+pub(crate) mod gigabit;
 pub(crate) mod hang;
 pub(crate) mod mdic;
 #[cfg(test)]

@@ -5,7 +5,7 @@ use super::DESCRIPTOR_BYTES;
 use super::format::{DEXT, EOP};
 use crate::vfio::dma::DmaSpace;
 use crate::vfio::function::{PciFunction, PciId};
-use crate::vfio::model::ModelIommu;
+use crate::vfio::model::{ModelIommu, ModelMsix};
 use crate::vfio::registers::{RegisterSpace, Registers};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -50,13 +50,24 @@ pub(crate) struct ModelFunction {
     registers: Registers,
     dma: Arc<DmaSpace>,
     master: Arc<AtomicBool>,
+    msix: Option<ModelMsix>,
 }
 
 impl ModelFunction {
     /// It may access memory from the start.
     pub(crate) fn new(device: u16, registers: Registers, dma: Arc<DmaSpace>) -> Arc<Self> {
+        Self::with_msix(device, registers, dma, None)
+    }
+
+    /// The same with these MSI-X vectors.
+    pub(crate) fn with_msix(
+        device: u16,
+        registers: Registers,
+        dma: Arc<DmaSpace>,
+        msix: Option<ModelMsix>,
+    ) -> Arc<Self> {
         let id = PciId { vendor: 0x8086, device };
-        Arc::new(Self { id, registers, dma, master: Arc::new(AtomicBool::new(true)) })
+        Arc::new(Self { id, registers, dma, master: Arc::new(AtomicBool::new(true)), msix })
     }
 
     /// Whether it may access memory.
@@ -86,10 +97,10 @@ impl PciFunction for ModelFunction {
         &self.dma
     }
     fn msix_vectors(&self) -> u16 {
-        0
+        if self.msix.is_some() { 10 } else { 0 }
     }
-    fn enable_msix(&self, _count: u16) -> io::Result<Vec<OwnedFd>> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn enable_msix(&self, count: u16) -> io::Result<Vec<OwnedFd>> {
+        self.msix.as_ref().ok_or(io::ErrorKind::Unsupported)?.enable(count)
     }
     fn is_going(&self) -> bool {
         false

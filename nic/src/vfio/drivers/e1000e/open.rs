@@ -3,15 +3,17 @@
 
 use super::buffers::ReceiveBuffers;
 use super::descriptor::{ExtendedRx, ExtendedTx};
-use super::nic::{E1000eNic, Parts};
+use super::nic::{E1000e, E1000eNic};
 use super::registers::*;
 use super::setup::{Ring, Setup};
 use super::{DRIVER, reset};
 use crate::port::{RxQueue, TxQueue};
 use crate::vfio::function::PciFunction;
 use crate::vfio::intel::filters;
+use crate::vfio::intel::gigabit::Parts;
 use crate::vfio::intel::rx::{IntelRx, RxParts};
 use crate::vfio::intel::tx::{Carrier, IntelTx, TxParts};
+use crate::vfio::interrupt::LinkInterrupt;
 use crate::vfio::nic::{Halt, NEVER_RUN_ON_SILICON, NicConfig, NicError, OpenNic};
 use crate::vfio::registers::TailRegister;
 use std::sync::Arc;
@@ -81,6 +83,7 @@ pub(super) fn open_typed(
         tx.push(IntelTx::<ExtendedTx>::new(parts).map_err(rings)?);
     }
 
+    let interrupt = LinkInterrupt::enable(&**function);
     let ring = |(iova, bytes)| Ring { iova, bytes };
     let setup = Setup {
         rx: rx.iter().map(|queue| ring(queue.ring())).collect(),
@@ -89,6 +92,7 @@ pub(super) fn open_typed(
         mac,
         promiscuous: config.promiscuous,
         checksum: config.checksum,
+        interrupt: interrupt.is_on(),
         vlans: config.vlans.to_vec(),
     };
     function.set_bus_master(true);
@@ -99,11 +103,13 @@ pub(super) fn open_typed(
     let known = DRIVER.devices.iter().find(|known| known.device == device);
     let nic = E1000eNic::new(Parts {
         tx: tx.iter().map(|queue| Arc::clone(queue.counters())).collect(),
-        counters: rx.first().map(|queue| Arc::clone(queue.counters())).unwrap_or_default(),
-        chip,
+        rx: rx.iter().map(|queue| Arc::clone(queue.counters())).collect(),
+        chip: E1000e { chip, setup },
+        mac,
+        checksum: config.checksum,
         halt,
         carrier,
-        setup,
+        interrupt,
         name: config.name.into(),
         chip_name: known.map_or(DRIVER.name, |known| known.name),
     });

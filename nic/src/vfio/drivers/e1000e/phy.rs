@@ -5,7 +5,6 @@
 #![forbid(unsafe_code)]
 
 use super::registers::*;
-use crate::port::LinkState;
 use crate::vfio::intel::mdic::{self, PhyError};
 use crate::vfio::intel::poll;
 use std::time::Duration;
@@ -56,36 +55,4 @@ pub(super) fn bring_up(chip: &Chip) -> Result<(), PhyError> {
         mdic::write(registers, ADVERTISEMENT, advertised & !ADVERTISE_PAUSE)?;
         mdic::restart_autonegotiation(registers)
     })
-}
-
-/// What STATUS, as read, says of the link.
-pub(super) fn link(status: u32) -> LinkState {
-    if status == GONE {
-        return LinkState::Gone("all registers read as ones".into());
-    }
-    if status & status::LU == 0 {
-        return LinkState::Down;
-    }
-    let speed_mbps = match status >> status::SPEED_SHIFT & 3 {
-        0 => 10,
-        1 => 100,
-        _ => 1000,
-    };
-    LinkState::Up { speed_mbps: Some(speed_mbps) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_link_is_as_status_says() {
-        let up = |speed_mbps| LinkState::Up { speed_mbps: Some(speed_mbps) };
-        let speeds = [(0x03, 10), (0x43, 100), (0x83, 1000), (0xC3, 1000), (0x8_0083, 1000)];
-        for (status, speed) in speeds {
-            assert_eq!(link(status), up(speed), "{status:#x}");
-        }
-        assert_eq!(link(0x81), LinkState::Down);
-        assert!(matches!(link(GONE), LinkState::Gone(_)));
-    }
 }

@@ -89,8 +89,21 @@ pub(super) const GCR2: usize = 0x5B64;
 
 /// Interrupt Cause Read: clears what it tells of.
 pub(super) const ICR: usize = 0x00C0;
+/// Fields of [`ICR`], [`IMS`] and [`IMC`].
+pub(super) mod icr {
+    /// Link Status Change.
+    pub(crate) const LSC: u32 = 1 << 2;
+    /// With MSI-X: any of the causes that are no queue's.
+    pub(crate) const OTHER: u32 = 1 << 24;
+}
+/// Interrupt Mask Set.
+pub(super) const IMS: usize = 0x00D0;
 /// Interrupt Mask Clear.
 pub(super) const IMC: usize = 0x00D8;
+/// Interrupt Vector Allocation: a number and a bit that says that it counts, for each cause of MSI-X.
+pub(super) const IVAR: usize = 0x00E4;
+/// [`IVAR`]: other causes have a vector; which, in the three bits below.
+pub(super) const IVAR_OTHER_VALID: u32 = 1 << 19;
 
 // 10.2.5: receiving. Each queue has its registers 0x100 behind those of the one before.
 

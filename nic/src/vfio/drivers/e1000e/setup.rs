@@ -33,6 +33,8 @@ pub(super) struct Setup {
     pub(super) promiscuous: bool,
     /// Look at the checksums of received packets.
     pub(super) checksum: bool,
+    /// MSI-X vector 0 is there to tell of the link.
+    pub(super) interrupt: bool,
     /// VLANs to receive; all where it is empty.
     pub(super) vlans: Vec<u16>,
 }
@@ -50,6 +52,25 @@ const TXDCTL: u32 = 31 << dctl::PTHRESH_SHIFT
     | dctl::GRAN
     | dctl::COUNT_DESC;
 
+/// Lets a change of the link interrupt.
+pub(super) fn unmask_link(chip: &Chip) {
+    chip.write(IMS, icr::LSC | icr::OTHER);
+}
+
+/// Acknowledges that it did; the link is to be looked at next.
+pub(super) fn acknowledge_link(chip: &Chip) {
+    let causes = chip.read(ICR);
+    if causes == GONE || causes & (icr::LSC | icr::OTHER) == 0 {
+        return;
+    }
+    if causes & icr::LSC == 0 {
+        // With MSI-X all causes come by this one, whatever is masked: a receiver that overflows, for one, and that again and again.
+        chip.write(IMC, icr::LSC | icr::OTHER);
+    }
+    // Reading alone does not clear it in this mode.
+    chip.write(ICR, causes);
+}
+
 impl Setup {
     /// Tells the device, which has just been reset; it receives when this returns, into buffers it is still to be given.
     pub(super) fn apply(&self, chip: &Chip) {
@@ -59,6 +80,10 @@ impl Setup {
         self.filters(chip);
         self.receive(chip);
         self.transmit(chip);
+        if self.interrupt {
+            chip.write(IVAR, IVAR_OTHER_VALID);
+            unmask_link(chip);
+        }
         if let Err(why) = phy::bring_up(chip) {
             tracing::warn!("the 82574's PHY does not answer ({why:?}): there may be no link");
         }

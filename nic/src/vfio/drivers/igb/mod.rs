@@ -8,18 +8,22 @@
 mod model;
 mod nic;
 mod registers;
+mod semaphore;
 mod setup;
 #[cfg(test)]
 mod tests;
 
 use crate::vfio::function::PciFunction;
 use crate::vfio::intel::format::{Advanced, Advanced82576};
+use crate::vfio::intel::gigabit::Parts;
 use crate::vfio::intel::rx::{IntelRx, RxParts};
 use crate::vfio::intel::tx::{Carrier, IntelTx, TxParts};
+use crate::vfio::interrupt::LinkInterrupt;
 use crate::vfio::nic::{Halt, KnownDevice, NEVER_RUN_ON_SILICON, NicConfig, NicDriver, NicError, OpenNic};
 use crate::vfio::registers::TailRegister;
-use nic::Igb;
+use nic::{Igb, IgbNic};
 use registers::{QUEUES, REGISTERS_BYTES, rdt, tdt};
+use semaphore::Patience;
 use setup::Settings;
 use std::sync::Arc;
 
@@ -58,7 +62,7 @@ fn open(function: &Arc<dyn PciFunction>, config: &NicConfig<'_>) -> Result<OpenN
     open_igb(function, config).map(|(nic, rx, tx)| OpenNic { nic: Box::new(nic), rx, tx })
 }
 
-type Queues = (Igb, Vec<Box<dyn crate::port::RxQueue>>, Vec<Box<dyn crate::port::TxQueue>>);
+type Queues = (IgbNic, Vec<Box<dyn crate::port::RxQueue>>, Vec<Box<dyn crate::port::TxQueue>>);
 
 fn open_igb(function: &Arc<dyn PciFunction>, config: &NicConfig<'_>) -> Result<Queues, NicError> {
     for (key, size) in [("rx_ring", config.rx_ring), ("tx_ring", config.tx_ring)] {
@@ -79,7 +83,6 @@ fn open_igb(function: &Arc<dyn PciFunction>, config: &NicConfig<'_>) -> Result<Q
     let (rx_queues, tx_queues) = (usize::from(config.rx_queues), usize::from(config.tx_queues));
     let halt = Halt::new(Arc::clone(function), rx_queues + tx_queues);
     let carrier = Arc::new(Carrier::default());
-    carrier.set(true);
     let no_memory = system("no memory for its rings");
     let rx = (0..rx_queues).map(|queue| {
         IntelRx::<Advanced82576>::new(RxParts {
@@ -108,17 +111,20 @@ fn open_igb(function: &Arc<dyn PciFunction>, config: &NicConfig<'_>) -> Result<Q
         })
     });
     let tx = tx.collect::<Result<Vec<_>, _>>().map_err(&no_memory)?;
+    let interrupt = LinkInterrupt::enable(&**function);
     let settings = Settings {
         mac,
         max_packet_len,
         promiscuous: config.promiscuous,
         checksum: config.checksum,
+        interrupt: interrupt.is_on(),
         vlans: config.vlans.to_vec(),
         buffer_kb,
         rx: rx.iter().map(IntelRx::ring).collect(),
         tx: tx.iter().map(IntelTx::ring).collect(),
     };
-    setup::configure(&registers, &settings)?;
+    let patience = Patience { wait: semaphore::LIMIT, insist: true };
+    setup::configure(&registers, &settings, patience)?;
     rx.iter().for_each(IntelRx::start);
     let chip = DRIVER.devices.iter().find(|known| known.device == function.id().device);
     let chip = chip.map_or("82576", |known| known.name);
@@ -126,9 +132,18 @@ fn open_igb(function: &Arc<dyn PciFunction>, config: &NicConfig<'_>) -> Result<Q
         "{}: the driver igb for the {chip} has {NEVER_RUN_ON_SILICON}: see docs/vfio-igb.md",
         config.name
     );
-    let counters = rx.iter().map(|queue| Arc::clone(queue.counters())).collect();
-    let sent = tx.iter().map(|queue| Arc::clone(queue.counters())).collect();
-    let nic = Igb::new(config.name, chip, registers, halt, carrier, settings, [counters, sent]);
+    let nic = IgbNic::new(Parts {
+        rx: rx.iter().map(|queue| Arc::clone(queue.counters())).collect(),
+        tx: tx.iter().map(|queue| Arc::clone(queue.counters())).collect(),
+        name: config.name.into(),
+        chip_name: chip,
+        chip: Igb { registers, settings },
+        mac,
+        checksum: config.checksum,
+        halt,
+        carrier,
+        interrupt,
+    });
     let rx = rx.into_iter().map(|queue| Box::new(queue) as Box<dyn crate::port::RxQueue>);
     let tx = tx.into_iter().map(|queue| Box::new(queue) as Box<dyn crate::port::TxQueue>);
     Ok((nic, rx.collect(), tx.collect()))

@@ -6,7 +6,7 @@ use crate::vfio::intel::filters::ADDRESS_VALID;
 use crate::vfio::intel::mdic::MDIC;
 use crate::vfio::intel::model::{ModelRing, Sent};
 use crate::vfio::intel::rss::{KEY_BYTES, RETA, RSSRK};
-use crate::vfio::model::ModelIommu;
+use crate::vfio::model::{ModelIommu, ModelMsix};
 use crate::vfio::registers::RegisterSpace;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 /// The address in its EEPROM.
 pub(super) const MAC: [u8; 6] = [0x02, 0x1B, 0x21, 0x00, 0x05, 0x76];
+/// Extended interrupt cause (8.8.1), a bit for each vector.
+const EICR: usize = 0x1580;
 const MPC: usize = 0x4010;
 const GPRC: usize = 0x4074;
 const GPTC: usize = 0x4080;
@@ -33,12 +35,17 @@ struct State {
     /// Values that registers have, whatever is written.
     forced: HashMap<usize, u32>,
     resets: u32,
+    /// The firmware has the PHY.
+    firmware: bool,
+    /// What a driver must not do, and did.
+    breaches: Vec<&'static str>,
 }
 
 /// The device.
 pub(super) struct Model {
     state: Mutex<State>,
     iommu: ModelIommu,
+    pub(super) msix: ModelMsix,
     master: Mutex<Option<Arc<AtomicBool>>>,
 }
 
@@ -52,7 +59,10 @@ impl State {
     }
 
     fn reset(&mut self) {
+        // Semaphores are the chip's, and not the port's.
+        let kept = [SWSM, SW_FW_SYNC].map(|register| (register, self.get(register)));
         self.registers.clear();
+        self.registers.extend(kept);
         self.contexts.clear();
         self.resets += 1;
         let [a, b, c, d, e, f] = MAC;
@@ -127,7 +137,12 @@ impl State {
 
 impl Model {
     pub(super) fn new(iommu: &ModelIommu) -> Arc<Self> {
-        let model = Self { state: Mutex::default(), iommu: iommu.clone(), master: Mutex::default() };
+        let model = Self {
+            state: Mutex::default(),
+            iommu: iommu.clone(),
+            msix: ModelMsix::default(),
+            master: Mutex::default(),
+        };
         model.state().reset();
         Arc::new(model)
     }
@@ -163,13 +178,61 @@ impl Model {
         self.state().forced.insert(offset, value);
     }
 
+    /// Packets that found no room.
+    pub(super) fn miss(&self, count: u32) {
+        self.state().add(MPC, count);
+    }
+
+    /// Somebody else has the semaphore between ports, or no more.
+    pub(super) fn keep_smbi(&self, kept: bool) {
+        self.state().registers.insert(SWSM, kept.into());
+    }
+
+    pub(super) fn keep_phy(&self, kept: bool) {
+        self.state().firmware = kept;
+    }
+
+    /// What the driver did wrong, and the semaphores that it still has.
+    pub(super) fn breaches(&self) -> (Vec<&'static str>, [u32; 2]) {
+        let state = self.state();
+        (state.breaches.clone(), [SWSM, SW_FW_SYNC].map(|register| state.get(register)))
+    }
+
     pub(super) fn resets(&self) -> u32 {
         self.state().resets
     }
 
     pub(super) fn set_link(&self, up: bool) {
-        let status = self.state().get(STATUS) & !STATUS_LU;
-        self.state().registers.insert(STATUS, status | if up { STATUS_LU } else { 0 });
+        self.change_link(&mut self.state(), up);
+    }
+
+    fn change_link(&self, state: &mut State, up: bool) {
+        let before = state.get(STATUS);
+        let after = before & !STATUS_LU | if up { STATUS_LU } else { 0 };
+        state.registers.insert(STATUS, after);
+        if before != after {
+            self.cause(state, ICR_LSC);
+        }
+    }
+
+    /// Another cause than a queue (7.3.1, 7.3.2): by IMS, IVAR_MISC and EIMS to a message, once until it is cleared.
+    fn cause(&self, state: &mut State, cause: u32) {
+        let new = cause & !state.get(ICR) & state.get(IMS);
+        let icr = state.get(ICR) | cause;
+        state.registers.insert(ICR, icr);
+        let allocated = state.get(IVAR_MISC) >> 8 & 0xFF;
+        if new == 0 || state.get(GPIE) & GPIE_MULTIPLE_MSIX == 0 || allocated & 0x80 == 0 {
+            return;
+        }
+        let vector = allocated & 0x1F;
+        let pending = state.get(EICR) | 1 << vector;
+        let may_access = self.master.lock().unwrap().as_ref().is_some_and(|on| on.load(Ordering::Acquire));
+        if state.get(EICR) & 1 << vector != 0 || state.get(EIMS) & 1 << vector == 0 || !may_access {
+            state.registers.insert(EICR, pending);
+            return;
+        }
+        self.msix.send(vector as usize);
+        state.registers.insert(EICR, pending & !state.get(EIAC));
     }
 
     /// What a register has, without a side effect.
@@ -249,6 +312,14 @@ impl RegisterSpace for Model {
             return *forced;
         }
         let value = state.get(offset);
+        match offset {
+            SWSM => drop(state.registers.insert(SWSM, value | SWSM_SMBI)),
+            SW_FW_SYNC if state.firmware => return value | 1 << 17,
+            _ => {}
+        }
+        if offset == ICR && (state.get(GPIE) & GPIE_NSICR != 0 || state.get(IMS) == 0) {
+            state.registers.insert(ICR, 0);
+        }
         let clears =
             STATISTICS.contains(&offset) || (0xC000..0xC400).contains(&offset) && offset % 0x40 == 0x30;
         if clears {
@@ -278,15 +349,37 @@ impl RegisterSpace for Model {
                 state.registers.extend([(CTRL, value), (STATUS, status)]);
             }
             STATUS => {}
+            SW_FW_SYNC => {
+                if state.get(SWSM) & (SWSM_SMBI | SWSM_SWESMBI) != SWSM_SMBI | SWSM_SWESMBI {
+                    state.breaches.push("SW_FW_SYNC without its guards");
+                }
+                let firmware = state.firmware && value & 1 << 1 != 0;
+                if firmware {
+                    state.breaches.push("the firmware's PHY");
+                }
+                state.registers.insert(SW_FW_SYNC, value & 0xFFFF);
+            }
             MDIC => {
+                if state.get(SW_FW_SYNC) & 1 << 1 == 0 {
+                    state.breaches.push("MDIC without the PHY's semaphore");
+                }
                 // PHY 1's register 0 with autonegotiation restarted: there is a link.
                 let restarted = value >> 26 & 3 == 1 && value >> 16 & 31 == 0 && value & 1 << 9 != 0;
                 if restarted && state.get(CTRL) & CTRL_SLU != 0 {
-                    let status = state.get(STATUS) | STATUS_LU;
-                    state.registers.insert(STATUS, status);
+                    self.change_link(&mut state, true);
                 }
                 let wrong = if value >> 21 & 31 == 1 { 0 } else { 1 << 30 };
                 state.registers.insert(MDIC, value & !0xFFFF | 0x1140 | 1 << 28 | wrong);
+            }
+            // Setting and clearing bits of a mask is done in two places.
+            IMS | EIMS => {
+                let mask = state.get(offset) | value;
+                state.registers.insert(offset, mask);
+            }
+            IMC | EIMC => {
+                let mask = if offset == IMC { IMS } else { EIMS };
+                let left = state.get(mask) & !value;
+                state.registers.insert(mask, left);
             }
             _ => drop(state.registers.insert(offset, value)),
         }

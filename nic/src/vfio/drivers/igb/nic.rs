@@ -1,19 +1,19 @@
-//! The control side: link, statistics, and the way out of a hang.
+//! What the control side needs of an 82576.
 #![forbid(unsafe_code)]
 
 use super::registers::*;
+use super::semaphore::{self, Patience};
 use super::setup::{self, Settings};
 use crate::counters::{DropReason, QueueCounters};
-use crate::port::{LinkState, MacAddress};
-use crate::vfio::intel::hang::{HangDetector, Recovery};
-use crate::vfio::intel::statistics::{Statistic, Statistics};
-use crate::vfio::intel::tx::Carrier;
-use crate::vfio::nic::{Halt, NEVER_RUN_ON_SILICON, Nic, NicError};
+use crate::vfio::intel::gigabit::{GigabitChip, GigabitNic};
+use crate::vfio::intel::statistics::Statistic;
+use crate::vfio::nic::NicError;
 use crate::vfio::registers::Registers;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Statistics (82576 datasheet 8.19), all of which reading clears.
-static STATISTICS: &[Statistic] = &[
+const STATISTICS: &[Statistic] = &[
     Statistic::new("crcerrs", 0x4000),
     Statistic::new("algnerrc", 0x4004),
     Statistic::new("rxerrc", 0x400C),
@@ -37,77 +37,28 @@ static STATISTICS: &[Statistic] = &[
 ];
 
 /// An open 82576.
+pub(super) type IgbNic = GigabitNic<Igb>;
+
+/// Its registers, and what is to be in them.
 pub(super) struct Igb {
-    /// The port's name.
-    name: String,
-    chip: &'static str,
-    registers: Registers,
-    halt: Arc<Halt>,
-    carrier: Arc<Carrier>,
-    settings: Settings,
-    rx: Vec<Arc<QueueCounters>>,
-    statistics: Statistics,
-    hang: HangDetector,
-    recovery: Recovery,
-    recoveries: u64,
-    /// There has been a link: until then what is to be sent waits for it.
-    had_link: bool,
+    pub(super) registers: Registers,
+    pub(super) settings: Settings,
 }
 
-impl Igb {
-    pub(super) fn new(
-        name: &str,
-        chip: &'static str,
-        registers: Registers,
-        halt: Arc<Halt>,
-        carrier: Arc<Carrier>,
-        settings: Settings,
-        [rx, tx]: [Vec<Arc<QueueCounters>>; 2],
-    ) -> Self {
-        let mut statistics = Statistics::new(STATISTICS);
-        statistics.forget(&*registers);
-        Self {
-            name: name.to_owned(),
-            chip,
-            registers,
-            halt,
-            carrier,
-            hang: HangDetector::new(tx),
-            settings,
-            rx,
-            statistics,
-            recovery: Recovery::Running,
-            recoveries: 0,
-            had_link: false,
-        }
+impl GigabitChip for Igb {
+    const STATISTICS: &'static [Statistic] = STATISTICS;
+
+    fn registers(&self) -> &Registers {
+        &self.registers
     }
 
-    /// For tests: a hang is seen at the second look.
-    #[cfg(test)]
-    pub(super) fn impatient(mut self) -> Self {
-        self.hang.impatient();
-        self
-    }
-
-    /// STATUS; `None` where the device is gone.
-    fn status(&self) -> Option<u32> {
-        Some(self.registers.read32(STATUS)).filter(|status| *status != u32::MAX)
-    }
-
-    /// What it counted itself.
-    fn count(&mut self) {
-        self.statistics.read(&*self.registers);
-        if let Some(first) = self.rx.first() {
-            // Which queue they would have gone to, it does not say.
-            first.drops(DropReason::RxMissed).set(self.statistics.get("mpc"));
-            first.drops(DropReason::RxDropped).set(self.statistics.get("roc"));
-        }
-        self.count_queues();
+    fn transmit_queue(&self, queue: usize) -> [usize; 2] {
+        [tdh(queue), tdt(queue)]
     }
 
     /// Packets that a queue had no descriptor for: the register has only 12 bits.
-    fn count_queues(&self) {
-        for (queue, counters) in self.rx.iter().enumerate() {
+    fn count_queues(&self, rx: &[Arc<QueueCounters>]) {
+        for (queue, counters) in rx.iter().enumerate() {
             let dropped = self.registers.read32(rqdpc(queue));
             if dropped != u32::MAX {
                 counters.drops(DropReason::RxRingFull).add((dropped & RQDPC_MASK).into());
@@ -115,128 +66,39 @@ impl Igb {
         }
     }
 
-    /// Looks for a queue that hangs.
-    fn watch(&mut self, status: u32) {
-        let may_send = status & STATUS_LU != 0 && status & STATUS_TXOFF == 0;
-        let mut hung = None;
-        for queue in 0..self.settings.tx.len() {
-            let (head, tail) = (self.registers.read32(tdh(queue)), self.registers.read32(tdt(queue)));
-            if head != u32::MAX && self.hang.look(queue, head, tail, may_send) {
-                hung = Some((queue, head, tail));
-            }
-        }
-        if let Some((queue, head, tail)) = hung {
-            tracing::warn!(
-                "{}: transmit queue {queue} hangs at descriptor {head} of up to {tail}: the device is reset",
-                self.name
-            );
-            self.carrier.set(false);
-            setup::stop(&self.registers);
-            self.halt.pause();
-            self.recovery = Recovery::begin(&self.halt);
-        }
+    fn acknowledge(&self) {
+        self.registers.read32(ICR);
     }
 
-    /// All queues have rebuilt their rings.
-    fn recover(&mut self) {
-        let outcome = setup::reset(&self.registers).and_then(|()| {
-            if !self.halt.resume() {
-                return Err(NicError::Device("it is being closed".to_owned()));
-            }
-            setup::configure(&self.registers, &self.settings)
-        });
-        match outcome {
-            Ok(()) => {
-                tracing::info!("{}: the device goes on", self.name);
-                self.hang.restart();
-                self.recoveries += 1;
-                self.had_link = false;
-                self.carrier.set(true);
-                self.recovery = Recovery::end(&self.halt);
-            }
-            Err(error) => {
-                tracing::error!("{}: the device could not be set up again: {error}", self.name);
-                self.halt.pause();
-                self.recovery = Recovery::Failed;
-            }
-        }
-    }
-}
-
-impl Nic for Igb {
-    fn mode(&self) -> String {
-        let queues = self.settings.rx.len();
-        let rss = if queues > 1 { ", RSS" } else { "" };
-        let plural = if queues == 1 { "" } else { "s" };
-        format!("{}, {queues} queue{plural}{rss}, {}", self.chip, NEVER_RUN_ON_SILICON)
+    fn silence(&mut self) {
+        self.settings.interrupt = false;
+        setup::mask_interrupts(&self.registers);
     }
 
-    fn mac(&self) -> MacAddress {
-        self.settings.mac
+    fn quiesce(&self) {
+        setup::quiesce(&self.registers);
     }
 
-    fn link(&mut self) -> LinkState {
-        let gone = match self.status() {
-            None => "its registers read all ones: it was unplugged, or its link to the machine is broken",
-            Some(_) if self.recovery == Recovery::Failed => "it hung, and could not be set up again",
-            Some(status) => {
-                let up = status & STATUS_LU != 0 && self.recovery == Recovery::Running;
-                self.had_link |= up;
-                if self.recovery == Recovery::Running {
-                    self.carrier.set(up || !self.had_link);
-                }
-                let speed = match status >> STATUS_SPEED_SHIFT & 0b11 {
-                    0b00 => 10,
-                    0b01 => 100,
-                    _ => 1000,
-                };
-                return if up { LinkState::Up { speed_mbps: Some(speed) } } else { LinkState::Down };
-            }
-        };
-        self.carrier.set(false);
-        LinkState::Gone(gone.to_owned())
+    fn start_reset(&self) {
+        setup::start_reset(&self.registers);
     }
 
-    fn refresh(&mut self) {
-        let Some(status) = self.status() else { return };
-        if self.halt.is_halted() {
-            return self.count();
-        }
-        match self.recovery {
-            Recovery::Running => {
-                self.count();
-                self.watch(status);
-            }
-            recovery if recovery.is_due(&self.halt) => self.recover(),
-            Recovery::Waiting if self.halt.asked_in_vain() => {
-                tracing::error!("{}: a worker does not come round for the reset", self.name);
-                self.recovery = Recovery::Failed;
-            }
-            _ => {}
-        }
+    fn has_come_back(&self, since: Duration) -> bool {
+        setup::has_come_back(&self.registers, since)
     }
 
-    fn refresh_drops(&mut self) {
-        if self.status().is_some() && self.recovery == Recovery::Running {
-            self.statistics.read_one(&*self.registers, "mpc");
-            if let Some(first) = self.rx.first() {
-                first.drops(DropReason::RxMissed).set(self.statistics.get("mpc"));
-            }
-            self.count_queues();
-        }
+    fn set_up(&self, since: Duration) -> Result<(), NicError> {
+        setup::mask_interrupts(&self.registers);
+        // It is asked for again about a second later.
+        let patience = Patience { wait: Duration::from_millis(1), insist: since >= semaphore::LIMIT };
+        setup::configure(&self.registers, &self.settings, patience)
     }
 
-    fn extra_counters(&self) -> Vec<(String, u64)> {
-        let mut counters = self.statistics.all();
-        counters.push(("hang_recoveries".into(), self.recoveries));
-        counters
-    }
-}
-
-impl Drop for Igb {
-    fn drop(&mut self) {
-        self.halt.halt();
+    fn close(&self) {
         setup::stop(&self.registers);
         setup::mask_interrupts(&self.registers);
+        // The firmware has the device for itself again.
+        let extended = self.registers.read32(CTRL_EXT);
+        self.registers.write32(CTRL_EXT, extended & !CTRL_EXT_DRV_LOAD);
     }
 }

@@ -28,6 +28,8 @@ pub(super) const STATUS: usize = 0x0008;
 pub(super) const STATUS_LU: u32 = 1 << 1;
 /// Transmission paused by flow control.
 pub(super) const STATUS_TXOFF: u32 = 1 << 4;
+/// Which of the chip's ports this is, two bits.
+pub(super) const STATUS_LAN_ID_SHIFT: u32 = 2;
 /// 10, 100 and (both others) 1000 Mbps.
 pub(super) const STATUS_SPEED_SHIFT: u32 = 6;
 /// Accesses to memory are not all done.
@@ -40,10 +42,21 @@ pub(super) const EEC_AUTO_RD: u32 = 1 << 9;
 
 /// Extended device control (8.2.3).
 pub(super) const CTRL_EXT: usize = 0x0018;
+/// A driver has the device, and the firmware leaves it alone.
+pub(super) const CTRL_EXT_DRV_LOAD: u32 = 1 << 28;
 /// Two VLAN tags are expected in each packet.
 pub(super) const CTRL_EXT_EXTENDED_VLAN: u32 = 1 << 26;
 /// Which side of the MAC has the link: 0 is the internal copper PHY.
 pub(super) const CTRL_EXT_LINK_MODE: u32 = 0b11 << 22;
+
+/// Software semaphore (8.7): between the drivers of the ports, SMBI, and between them and the firmware, SWESMBI.
+pub(super) const SWSM: usize = 0x5B50;
+/// Taken by reading it as 0.
+pub(super) const SWSM_SMBI: u32 = 1 << 0;
+/// Taken by writing it, where it can then be read.
+pub(super) const SWSM_SWESMBI: u32 = 1 << 1;
+/// Software-firmware synchronization.
+pub(super) const SW_FW_SYNC: usize = 0x5B5C;
 
 /// PCS configuration (8.18.1), of ports without the copper PHY.
 pub(super) const PCS_CFG: usize = 0x4200;
@@ -56,12 +69,33 @@ pub(super) const PCS_LCTL_AN_ENABLE: u32 = 1 << 16;
 /// Negotiate anew.
 pub(super) const PCS_LCTL_AN_RESTART: u32 = 1 << 17;
 
-/// Interrupt cause (8.8.9); reading clears it.
-pub(super) const ICR: usize = 0x1500;
+/// Interrupt cause (8.8.9); reading clears it. This and its masks are 0x1500 and following; all drivers use the places that they had in older chips, and have
+/// here too, and an emulation may know no other.
+pub(super) const ICR: usize = 0x00C0;
+/// ICR, IMS: the link has come up or gone.
+pub(super) const ICR_LSC: u32 = 1 << 2;
+/// Interrupt mask set (8.8.11).
+pub(super) const IMS: usize = 0x00D0;
 /// Interrupt mask clear (8.8.12).
-pub(super) const IMC: usize = 0x150C;
+pub(super) const IMC: usize = 0x00D8;
+/// General purpose interrupt enable (8.8.17).
+pub(super) const GPIE: usize = 0x1514;
+/// Every read of ICR clears it.
+pub(super) const GPIE_NSICR: u32 = 1 << 0;
+/// Causes have vectors of MSI-X, as IVAR says.
+pub(super) const GPIE_MULTIPLE_MSIX: u32 = 1 << 4;
+/// A vector that is enabled by EIMS is no longer pending.
+pub(super) const GPIE_PBA_SUPPORT: u32 = 1 << 31;
+/// Extended interrupt mask set (8.8.3), a bit for each vector.
+pub(super) const EIMS: usize = 0x1524;
 /// Extended interrupt mask clear (8.8.4).
 pub(super) const EIMC: usize = 0x1528;
+/// Extended interrupt auto clear (8.8.5): a vector's cause is cleared when its message is sent.
+pub(super) const EIAC: usize = 0x152C;
+/// Interrupt vector allocation, of other causes than queues (8.8.16).
+pub(super) const IVAR_MISC: usize = 0x1740;
+/// IVAR_MISC: other causes have a vector; which, in the bits below.
+pub(super) const IVAR_OTHER_VALID: u32 = 1 << 15;
 
 /// Receive control (8.10.1).
 pub(super) const RCTL: usize = 0x0100;

@@ -2,13 +2,14 @@
 #![forbid(unsafe_code)]
 
 use super::registers::*;
+use super::semaphore::{self, Patience};
 use crate::port::MacAddress;
-use crate::vfio::intel::poll::{Ended, until_bits};
+use crate::vfio::intel::poll::{Ended, until, until_bits};
 use crate::vfio::intel::{filters, mdic, rss};
 use crate::vfio::nic::NicError;
 use crate::vfio::registers::Registers;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a reset may take (4.2.1.6 says 1 ms, but nothing of a device that is broken).
 const RESET: Duration = Duration::from_millis(100);
@@ -28,6 +29,8 @@ pub(super) struct Settings {
     pub(super) max_packet_len: usize,
     pub(super) promiscuous: bool,
     pub(super) checksum: bool,
+    /// MSI-X vector 0 is there to tell of the link.
+    pub(super) interrupt: bool,
     pub(super) vlans: Vec<u16>,
     /// KB that a receive buffer is said to have.
     pub(super) buffer_kb: u32,
@@ -37,7 +40,7 @@ pub(super) struct Settings {
     pub(super) tx: Vec<(u64, usize)>,
 }
 
-fn gone() -> NicError {
+pub(super) fn gone() -> NicError {
     NicError::Device("the device answers no more: all its registers read all ones".into())
 }
 
@@ -57,6 +60,16 @@ pub(super) fn mask_interrupts(registers: &Registers) {
     registers.read32(ICR);
 }
 
+/// Has vector 0 tell of the link (7.3): no queue has one.
+fn enable_interrupt(registers: &Registers) {
+    // The mode first: what the others mean depends on it.
+    registers.write32(GPIE, GPIE_MULTIPLE_MSIX | GPIE_NSICR | GPIE_PBA_SUPPORT);
+    registers.write32(IVAR_MISC, IVAR_OTHER_VALID);
+    registers.write32(EIAC, 1);
+    registers.write32(EIMS, 1);
+    registers.write32(IMS, ICR_LSC);
+}
+
 /// Stops both units, and with that new accesses to memory.
 pub(super) fn stop(registers: &Registers) {
     registers.write32(RCTL, 0);
@@ -65,32 +78,44 @@ pub(super) fn stop(registers: &Registers) {
     registers.read32(STATUS);
 }
 
-/// Resets it (4.2.1.6), and has it load its registers.
-pub(super) fn reset(registers: &Registers) -> Result<(), NicError> {
+/// Has it stop: no interrupt, no packet, no new access to memory. A reset in the middle of one hangs the bus (5.2.3.3.2).
+pub(super) fn quiesce(registers: &Registers) {
     mask_interrupts(registers);
     stop(registers);
-    let ctrl = registers.read32(CTRL);
-    if ctrl == u32::MAX {
+    registers.write32(CTRL, registers.read32(CTRL) | CTRL_GIO_MASTER_DISABLE);
+    registers.read32(STATUS);
+}
+
+/// Starts the reset of a quiet device (4.2.1.6). It must not be read for a millisecond.
+pub(super) fn start_reset(registers: &Registers) {
+    registers.write32(CTRL, registers.read32(CTRL) & !CTRL_GIO_MASTER_DISABLE | CTRL_RST);
+}
+
+/// Whether the reset that was started so long ago has ended, and the EEPROM has been read. There are boards without one; whether an address came from
+/// somewhere is seen later.
+pub(super) fn has_come_back(registers: &Registers, since: Duration) -> bool {
+    let control = registers.read32(CTRL);
+    let is_loaded = since >= AUTO_READ || registers.read32(EEC) & EEC_AUTO_RD != 0;
+    control != u32::MAX && control & CTRL_RST == 0 && is_loaded
+}
+
+/// All of it, for who may wait.
+pub(super) fn reset(registers: &Registers) -> Result<(), NicError> {
+    if registers.read32(CTRL) == u32::MAX {
         return Err(gone());
     }
-    // Accesses end first: a reset in the middle of one hangs the bus (5.2.3.3.2). One that does not end is no worse after the reset.
-    registers.write32(CTRL, ctrl | CTRL_GIO_MASTER_DISABLE);
+    quiesce(registers);
     match until_bits(&**registers, STATUS, STATUS_GIO_MASTER_ENABLE, false, MASTER_DISABLE) {
         Err(Ended::Gone) => return Err(gone()),
+        // One that does not end is no worse after the reset.
         Err(Ended::Late(_)) => tracing::debug!("accesses to memory go on; the device is reset all the same"),
         Ok(_) => {}
     }
-    registers.write32(CTRL, ctrl & !CTRL_GIO_MASTER_DISABLE | CTRL_RST);
-    // It must not be read meanwhile.
+    start_reset(registers);
     thread::sleep(Duration::from_millis(1));
-    until_bits(&**registers, CTRL, CTRL_RST, false, RESET)
+    let start = Instant::now();
+    until(&**registers, CTRL, RESET, |_| has_come_back(registers, start.elapsed()))
         .map_err(|why| ended("it does not come out of reset", why))?;
-    match until_bits(&**registers, EEC, EEC_AUTO_RD, true, AUTO_READ) {
-        Err(Ended::Gone) => return Err(gone()),
-        // There are boards without an EEPROM; whether an address came from somewhere is seen later.
-        Err(Ended::Late(_)) => tracing::debug!("the device does not say that it has read an EEPROM"),
-        Ok(_) => {}
-    }
     mask_interrupts(registers);
     Ok(())
 }
@@ -103,11 +128,19 @@ pub(super) fn own_address(registers: &Registers) -> Result<MacAddress, NicError>
 }
 
 /// Everything but the tails of the receive queues. The device has been reset, and no queue is used.
-pub(super) fn configure(registers: &Registers, settings: &Settings) -> Result<(), NicError> {
+pub(super) fn configure(
+    registers: &Registers,
+    settings: &Settings,
+    patience: Patience,
+) -> Result<(), NicError> {
     let ctrl = registers.read32(CTRL) & !(CTRL_FRCSPD | CTRL_FRCDPX | CTRL_VME | CTRL_RFCE | CTRL_TFCE);
     registers.write32(CTRL, ctrl | CTRL_SLU | CTRL_FD);
     let extended = registers.read32(CTRL_EXT) & !CTRL_EXT_EXTENDED_VLAN;
-    registers.write32(CTRL_EXT, extended);
+    registers.write32(CTRL_EXT, extended | CTRL_EXT_DRV_LOAD);
+    if settings.interrupt {
+        enable_interrupt(registers);
+    }
+    link(registers, extended & CTRL_EXT_LINK_MODE == 0, patience)?;
     filter(registers, settings);
     for queue in 0..usize::from(QUEUES) {
         receive_queue(registers, queue, settings)?;
@@ -117,7 +150,6 @@ pub(super) fn configure(registers: &Registers, settings: &Settings) -> Result<()
     let vlan_filter = if settings.vlans.is_empty() { 0 } else { RCTL_VFE };
     let unicast = if settings.promiscuous { RCTL_UPE } else { 0 };
     registers.write32(RCTL, RCTL_RXEN | RCTL_LPE | RCTL_BAM | RCTL_MPE | RCTL_SECRC | vlan_filter | unicast);
-    link(registers, extended & CTRL_EXT_LINK_MODE == 0);
     if registers.read32(STATUS) == u32::MAX { Err(gone()) } else { Ok(()) }
 }
 
@@ -176,14 +208,16 @@ fn transmit_queue(registers: &Registers, queue: usize, settings: &Settings) -> R
 }
 
 /// Has the link negotiated; it comes up when it does.
-fn link(registers: &Registers, copper: bool) {
+fn link(registers: &Registers, copper: bool, patience: Patience) -> Result<(), NicError> {
     if copper {
+        let _phy = semaphore::acquire(registers, patience)?;
         if let Err(why) = mdic::restart_autonegotiation(&**registers) {
             tracing::warn!("the PHY does not answer ({why:?}): there may be no link");
         }
-        return;
+        return Ok(());
     }
     // SerDes, SGMII (4.5.7.3): the PCS negotiates.
     registers.write32(PCS_CFG, registers.read32(PCS_CFG) | PCS_CFG_ENABLE);
     registers.write32(PCS_LCTL, registers.read32(PCS_LCTL) | PCS_LCTL_AN_ENABLE | PCS_LCTL_AN_RESTART);
+    Ok(())
 }

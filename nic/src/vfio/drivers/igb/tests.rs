@@ -23,7 +23,7 @@ struct Bench {
 
 /// An open NIC.
 struct Port {
-    nic: Igb,
+    nic: IgbNic,
     rx: Vec<Box<dyn RxQueue>>,
     tx: Vec<Box<dyn TxQueue>>,
 }
@@ -46,10 +46,15 @@ impl Wish {
 
 impl Bench {
     fn new(frames: usize, frame_size: usize) -> Self {
+        Self::with_msix(frames, frame_size, true)
+    }
+
+    fn with_msix(frames: usize, frame_size: usize, msix: bool) -> Self {
         let (iommu, dma) = ModelIommu::new();
         let pool = Pool::new(&PoolConfig { frames, frame_size, ..PoolConfig::default() }).unwrap();
         let model = Model::new(&iommu);
-        let function = ModelFunction::new(0x10C9, model.clone(), dma.clone());
+        let msix = msix.then(|| model.msix.clone());
+        let function = ModelFunction::with_msix(0x10C9, model.clone(), dma.clone(), msix);
         model.set_master(function.master());
         let frames = dma.map_pool(&pool).unwrap();
         Self { iommu, model, function, pool, frames }
@@ -71,8 +76,9 @@ impl Bench {
             options: &[],
         };
         self.function.set_bus_master(true);
-        let (nic, rx, tx) = open_igb(&self.function, &config)?;
-        Ok(Port { nic: nic.impatient(), rx, tx })
+        let (mut nic, rx, tx) = open_igb(&self.function, &config)?;
+        nic.impatient();
+        Ok(Port { nic, rx, tx })
     }
 
     fn refuses(&self, wish: &Wish) -> String {
@@ -84,6 +90,7 @@ impl Bench {
         assert_eq!((self.pool.audit().held, self.pool.audit().duplicated), (0, 0));
         assert_eq!(self.iommu.faults(), 0);
         assert_eq!(self.iommu.mappings(), 1);
+        assert_eq!(self.model.breaches(), (vec![], [0, 0]), "no semaphore was passed over, or is kept");
     }
 }
 
@@ -374,6 +381,9 @@ fn a_hung_device_is_reset_and_goes_on() {
     assert_eq!(bench.model.resets(), 2, "not before the workers have been there");
     turn(&mut port);
     bench.model.hang(false);
+    // A step each, and none of them waits.
+    port.nic.refresh();
+    assert_eq!((port.nic.link(), bench.model.resets()), (LinkState::Down, 3));
     port.nic.refresh();
     assert_eq!((port.nic.link(), bench.model.resets()), (LinkState::Up { speed_mbps: Some(1000) }, 3));
     turn(&mut port);
@@ -403,10 +413,15 @@ fn a_device_that_does_not_come_back_is_gone() {
     port.forward();
     (0..2).for_each(|_| port.nic.refresh());
     port.forward();
+    bench.model.miss(3);
     bench.model.stick();
+    (0..5).for_each(|_| port.nic.refresh());
+    assert_eq!(port.nic.link(), LinkState::Down, "it is waited for");
+    port.nic.expire();
     port.nic.refresh();
-    assert!(matches!(port.nic.link(), LinkState::Gone(reason) if reason.contains("hung")));
-    port.close();
+    assert!(matches!(port.nic.link(), LinkState::Gone(reason) if reason.contains("out of its reset")));
+    let counters = port.close();
+    assert_eq!(counters[0].drops(DropReason::RxMissed).get(), 3, "what was counted before the reset counts");
     bench.check_closed();
 }
 
@@ -444,6 +459,126 @@ fn a_link_that_goes_down_is_told_of_and_one_that_comes_is_waited_for() {
     assert!(matches!(port.nic.link(), LinkState::Up { .. }));
     bench.model.set_link(false);
     assert_eq!((port.nic.link(), offer(&mut port)), (LinkState::Down, 1));
+    port.close();
+    bench.check_closed();
+}
+
+/// Interrupts since the last time.
+fn interrupts(port: &Port) -> u64 {
+    port.nic.events().into_iter().map(crate::vfio::sys::take_events).sum()
+}
+
+#[test]
+fn the_link_interrupts_and_nothing_else_does() {
+    let bench = Bench::new(1024, 2048);
+    let mut port = bench.open(&Wish::new(2)).unwrap();
+    assert_eq!((port.nic.events().len(), interrupts(&port)), (1, 1), "the link has come up");
+    // Until it has been looked at, once is enough.
+    bench.model.set_link(false);
+    assert_eq!(interrupts(&port), 0);
+    assert_eq!(port.nic.link(), LinkState::Down);
+    for (up, state) in [(true, LinkState::Up { speed_mbps: Some(1000) }), (false, LinkState::Down)] {
+        bench.model.set_link(up);
+        assert_eq!(interrupts(&port), 1);
+        assert_eq!((port.nic.link(), interrupts(&port)), (state, 0));
+    }
+    bench.model.set_link(true);
+    port.nic.link();
+    interrupts(&port);
+    for number in 0..200 {
+        bench.model.receive(&of_flow(false, 3, number), 0);
+        port.forward();
+        bench.model.send(99);
+    }
+    port.nic.refresh();
+    assert_eq!(interrupts(&port), 0, "packets are looked for");
+    // A reset forgets it; it is set up again.
+    bench.model.hang(true);
+    assert!(bench.model.receive(&of_flow(false, 3, 0), 0).is_some());
+    port.forward();
+    let resets = bench.model.resets();
+    for _ in 0..5 {
+        port.nic.refresh();
+        port.forward();
+    }
+    assert_eq!(bench.model.resets(), resets + 1);
+    interrupts(&port);
+    assert!(matches!(port.nic.link(), LinkState::Up { .. }));
+    bench.model.set_link(false);
+    assert_eq!((interrupts(&port), port.nic.link()), (1, LinkState::Down));
+    let left = [EIMS, IMS].map(|mask| bench.model.peek(mask));
+    let driven = || bench.model.peek(CTRL_EXT) & CTRL_EXT_DRV_LOAD != 0;
+    assert!(driven(), "behind a reset, too");
+    port.close();
+    assert!(!driven(), "the firmware is told when a driver has gone");
+    assert_eq!((left, [EIMS, IMS].map(|mask| bench.model.peek(mask))), ([1, ICR_LSC], [0, 0]));
+    bench.check_closed();
+}
+
+#[test]
+fn who_uses_the_phy_is_waited_for_and_no_longer_than_he_can_be_alive() {
+    // Left behind by the dead: the port opens.
+    let bench = Bench::new(1024, 2048);
+    bench.model.keep_smbi(true);
+    bench.open(&Wish::new(1)).unwrap().close();
+    assert_eq!(bench.model.breaches(), (vec![], [0, 0]));
+    bench.model.keep_phy(true);
+    bench.open(&Wish::new(1)).unwrap().close();
+    assert_eq!(bench.model.breaches(), (vec!["the firmware's PHY"], [0, 0]), "after its time");
+    // In a recovery it is come back for, and the control thread is not held up.
+    for (keep, frees) in
+        [(Model::keep_smbi as fn(&Model, bool), true), (Model::keep_phy, true), (Model::keep_smbi, false)]
+    {
+        let bench = Bench::new(1024, 2048);
+        let mut port = bench.open(&Wish::new(1)).unwrap();
+        bench.model.hang(true);
+        assert!(bench.model.receive(&of_flow(false, 3, 0), 0).is_some());
+        port.forward();
+        (0..2).for_each(|_| port.nic.refresh());
+        port.forward();
+        port.nic.refresh();
+        bench.model.hang(false);
+        keep(&bench.model, true);
+        port.nic.refresh();
+        assert_eq!(port.nic.link(), LinkState::Down);
+        if frees {
+            keep(&bench.model, false);
+        } else {
+            std::thread::sleep(semaphore::LIMIT);
+        }
+        port.nic.refresh();
+        assert!(matches!(port.nic.link(), LinkState::Up { .. }));
+        port.close();
+        bench.check_closed();
+    }
+}
+
+#[test]
+fn a_port_that_is_silenced_stays_so() {
+    let bench = Bench::new(1024, 2048);
+    let mut port = bench.open(&Wish::new(1)).unwrap();
+    port.nic.silence();
+    let masks = || [EIMS, IMS].map(|mask| bench.model.peek(mask));
+    assert_eq!((port.nic.events().len(), masks()), (0, [0, 0]));
+    bench.model.hang(true);
+    assert!(bench.model.receive(&of_flow(false, 3, 0), 0).is_some());
+    for _ in 0..5 {
+        port.forward();
+        port.nic.refresh();
+    }
+    assert_eq!((port.nic.link(), masks()), (LinkState::Up { speed_mbps: Some(1000) }, [0, 0]));
+    assert!(port.nic.extra_counters().contains(&("hang_recoveries".into(), 1)));
+    port.close();
+    bench.check_closed();
+}
+
+#[test]
+fn without_msix_the_link_is_looked_at() {
+    let bench = Bench::with_msix(1024, 2048, false);
+    let mut port = bench.open(&Wish::new(1)).unwrap();
+    assert_eq!((port.nic.events().len(), bench.model.peek(EIMS), bench.model.peek(IMS)), (0, 0, 0));
+    bench.model.set_link(false);
+    assert_eq!(port.nic.link(), LinkState::Down);
     port.close();
     bench.check_closed();
 }

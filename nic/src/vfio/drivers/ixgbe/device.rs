@@ -38,6 +38,8 @@ pub(super) struct Device {
     pub(super) function: Arc<dyn PciFunction>,
     pub(super) clock: Arc<dyn Clock>,
     hurry: Cell<bool>,
+    /// Since when somebody else has been seen to have SWSM.SMBI each time.
+    pub(super) smbi_kept: Cell<Option<Instant>>,
 }
 
 /// The longest wait of whoever is in a hurry.
@@ -52,7 +54,8 @@ impl Device {
     ) -> Result<Self, NicError> {
         let registers =
             function.bar(0).map_err(|source| NicError::System { what: "mapping its registers", source })?;
-        Ok(Self { registers, chip, function: Arc::clone(function), clock, hurry: Cell::new(false) })
+        let function = Arc::clone(function);
+        Ok(Self { registers, chip, function, clock, hurry: Cell::new(false), smbi_kept: Cell::new(None) })
     }
 
     /// All registers.

@@ -4,7 +4,7 @@
 //! that its tests run on (`model`).
 //!
 //! In the words of the data sheet the chip runs without DCB and without virtualisation: up to 16 receive queues by RSS, as many for transmit,
-//! one packet buffer for each direction, no flow control, no header split, no receive-side coalescing. All interrupts are masked.
+//! one packet buffer for each direction, no flow control, no header split, no receive-side coalescing. All interrupts but the link's are masked.
 
 mod chip;
 mod device;

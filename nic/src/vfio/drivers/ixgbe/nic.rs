@@ -10,7 +10,9 @@ use crate::counters::{DropReason, QueueCounters};
 use crate::port::{LinkState, MacAddress};
 use crate::vfio::intel::hang::HangDetector;
 use crate::vfio::intel::tx::Carrier;
+use crate::vfio::interrupt::LinkInterrupt;
 use crate::vfio::nic::{Halt, NEVER_RUN_ON_SILICON, Nic, NicError};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -37,6 +39,7 @@ pub(super) struct IxgbeNic {
     pub(super) mode: String,
     pub(super) device: Device,
     pub(super) setup: Setup,
+    interrupt: LinkInterrupt,
     pub(super) halt: Arc<Halt>,
     pub(super) carrier: Arc<Carrier>,
     pub(super) rx: Vec<Arc<QueueCounters>>,
@@ -46,14 +49,18 @@ pub(super) struct IxgbeNic {
     had_link: bool,
     phase: Phase,
     attempts: u32,
+    /// What it had counted before the reset has been read.
+    counted: bool,
     recoveries: u64,
 }
 
 impl IxgbeNic {
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn new(
         name: &str,
         device: Device,
         setup: Setup,
+        interrupt: LinkInterrupt,
         halt: Arc<Halt>,
         carrier: Arc<Carrier>,
         rx: Vec<Arc<QueueCounters>>,
@@ -80,6 +87,7 @@ impl IxgbeNic {
             mode,
             device,
             setup,
+            interrupt,
             halt,
             carrier,
             rx,
@@ -88,6 +96,7 @@ impl IxgbeNic {
             had_link: false,
             phase: Phase::Running,
             attempts: 0,
+            counted: false,
             recoveries: 0,
         }
     }
@@ -134,6 +143,7 @@ impl IxgbeNic {
         self.halt.pause();
         self.halt.ask();
         self.attempts = 0;
+        self.counted = false;
         self.phase = Phase::Emptying;
     }
 
@@ -143,6 +153,13 @@ impl IxgbeNic {
             Phase::Emptying if self.halt.is_ready() => Phase::Resetting,
             Phase::Emptying if self.halt.asked_in_vain() => {
                 return self.gone("it hung, and a worker does not come round for its reset".to_owned());
+            }
+            Phase::Resetting if self.attempts == 0 && !self.counted => {
+                // What was dropped since it was found to hang; a reset may clear it.
+                let _ = self.statistics.refresh(&self.device, self.rx.len());
+                self.publish_drops();
+                self.counted = true;
+                return self.step();
             }
             Phase::Resetting => match reset::begin(&self.device) {
                 Ok(()) => Phase::Pausing(self.device.clock.now()),
@@ -205,7 +222,13 @@ impl Nic for IxgbeNic {
 
     fn link(&mut self) -> LinkState {
         let state = match &self.phase {
-            Phase::Running => link::state(&self.device),
+            Phase::Running => {
+                if self.interrupt.is_on() {
+                    // In front of the look at the link: what changes behind it interrupts again.
+                    self.device.read(EICR);
+                }
+                link::state(&self.device)
+            }
             Phase::Gone(why) => LinkState::Gone(why.clone()),
             _ if self.device.is_gone() => {
                 self.vanished();
@@ -220,6 +243,19 @@ impl Nic for IxgbeNic {
             self.gone(why.clone());
         }
         state
+    }
+
+    fn events(&self) -> Vec<BorrowedFd<'_>> {
+        self.interrupt.events()
+    }
+
+    fn silence(&mut self) {
+        self.interrupt.end();
+        self.setup.interrupt = false;
+        // While it is being reset it has none anyway.
+        if matches!(self.phase, Phase::Running | Phase::Emptying) {
+            self.device.write(EIMC, EICR_LSC);
+        }
     }
 
     fn refresh(&mut self) {
@@ -272,6 +308,7 @@ impl Drop for IxgbeNic {
         let is_set_up = matches!(self.phase, Phase::Running | Phase::Emptying);
         if is_set_up && !self.device.is_gone() {
             self.device.update(RXCTRL, RXCTRL_RXEN, 0);
+            self.device.write(EIMC, EICR_LSC);
             // The firmware has the link for itself again.
             self.device.update(CTRL_EXT, CTRL_EXT_DRV_LOAD, 0);
         }

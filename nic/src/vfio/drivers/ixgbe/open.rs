@@ -13,6 +13,7 @@ use crate::vfio::function::PciFunction;
 use crate::vfio::intel::format::{Advanced, Advanced82599};
 use crate::vfio::intel::rx::{IntelRx, RxParts};
 use crate::vfio::intel::tx::{Carrier, IntelTx, TxParts};
+use crate::vfio::interrupt::LinkInterrupt;
 use crate::vfio::nic::{Halt, NEVER_RUN_ON_SILICON, NicConfig, NicError, OpenNic};
 use crate::vfio::registers::TailRegister;
 use std::sync::Arc;
@@ -90,9 +91,11 @@ pub(super) fn open_with(
         tx.push(IntelTx::<Advanced>::new(parts).map_err(no_memory)?);
     }
 
+    let interrupt = LinkInterrupt::enable(&**function);
     let setup = Setup {
         mac,
         promiscuous: config.promiscuous,
+        interrupt: interrupt.is_on(),
         vlans: config.vlans.to_vec(),
         buffers,
         rx: rx.iter().map(IntelRx::ring).collect(),
@@ -106,7 +109,7 @@ pub(super) fn open_with(
     let sent = tx.iter().map(|queue| Arc::clone(queue.counters())).collect();
     let counters = rx.iter().map(|queue| Arc::clone(queue.counters())).collect();
     Ok(OpenNic {
-        nic: Box::new(IxgbeNic::new(config.name, device, setup, halt, carrier, counters, sent)),
+        nic: Box::new(IxgbeNic::new(config.name, device, setup, interrupt, halt, carrier, counters, sent)),
         rx: rx.into_iter().map(|queue| Box::new(queue) as _).collect(),
         tx: tx.into_iter().map(|queue| Box::new(queue) as _).collect(),
     })

@@ -36,8 +36,14 @@ registers! {
     // Interrupts, 8.2.3.5.
     /// Extended Interrupt Cause, cleared by reading.
     EICR = 0x0_0800;
+    /// Extended Interrupt Mask Set.
+    EIMS = 0x0_0880;
     /// Extended Interrupt Mask Clear.
     EIMC = 0x0_0888;
+    /// General Purpose Interrupt Enable.
+    GPIE = 0x0_0898;
+    /// Interrupt Vector Allocation, of other causes than queues.
+    IVAR_MISC = 0x0_0A00;
     /// Clears the masks of further causes, EIMC_EX.
     EIMC_EX = 0x0_0AB0;
 
@@ -240,6 +246,15 @@ bits! {
     SW_FW_SYNC_PHY1 = 1 << 2;
     /// Registers of the MAC.
     SW_FW_SYNC_MAC_CSR = 1 << 3;
+
+    /// Link Status Change, of EICR and EIMS.
+    EICR_LSC = 1 << 20;
+    /// Causes have vectors of MSI-X, as IVAR says.
+    GPIE_MULTIPLE_MSIX = 1 << 4;
+    /// A vector that is enabled by EIMS is no longer pending.
+    GPIE_PBA_SUPPORT = 1 << 31;
+    /// Other causes have a vector; which, in the bits below.
+    IVAR_MISC_OTHER_VALID = 1 << 15;
 
     /// Store Bad Packets.
     FCTRL_SBP = 1 << 1;

@@ -1,7 +1,7 @@
 //! What driver and firmware, and the drivers of both ports of a chip, use in turns (10.5.4 of the 82599's data sheet, 10.5.4 of the X540's).
 //!
 //! SW_FW_SYNC has a bit for each resource and side; the register itself is guarded by two semaphores. All are held for microseconds; whoever keeps one for
-//! long has died, and loses it.
+//! as long as the data sheet says has died, and loses it.
 #![forbid(unsafe_code)]
 
 use super::device::Device;
@@ -17,6 +17,9 @@ const RESOURCE_TRIES: u32 = 200;
 /// The same for the semaphores that guard it: 100 ms.
 const GUARD_APART: Duration = Duration::from_micros(50);
 const GUARD_TRIES: u32 = 2000;
+/// How long the other port's driver may have SMBI: as long as it may wait for SWESMBI, 3 s, and 10 ms.
+const SMBI_LIMIT: Duration = Duration::from_millis(3010);
+const SMBI_TRIES: u32 = 60_200;
 
 /// A resource that is ours until this is dropped.
 pub(super) struct Held<'a> {
@@ -58,11 +61,21 @@ pub(super) fn acquire(device: &Device, resource: u32) -> Result<Held<'_>, NicErr
 /// Takes both semaphores that guard SW_FW_SYNC.
 fn lock(device: &Device) -> Result<(), NicError> {
     let taken = |value: u32| value & SWSM_SMBI == 0;
-    if !device.wait(SWSM, GUARD_TRIES, GUARD_APART, taken) {
+    let since = device.clock.now();
+    if device.wait(SWSM, SMBI_TRIES, GUARD_APART, taken) {
+        device.smbi_kept.set(None);
+    } else {
         if device.is_gone() {
             return Err(device.failure("gives no semaphore"));
         }
+        // Who does not wait that long comes again until it has been as long.
+        let since = device.smbi_kept.get().unwrap_or(since);
+        device.smbi_kept.set(Some(since));
+        if device.clock.now().saturating_duration_since(since) < SMBI_LIMIT {
+            return Err(device.failure("is being used by the other port's driver (SWSM.SMBI)"));
+        }
         // Left behind by a driver that was killed.
+        device.smbi_kept.set(None);
         device.update(SWSM, SWSM_SMBI, 0);
         if !device.wait(SWSM, 1, GUARD_APART, taken) {
             return Err(device.failure("gives no semaphore to this driver (SWSM.SMBI)"));

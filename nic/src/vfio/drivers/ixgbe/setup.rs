@@ -3,6 +3,7 @@
 
 use super::device::Device;
 use super::receive::Buffers;
+use super::registers::*;
 use super::{filters, link, receive, rss, transmit};
 use crate::port::MacAddress;
 use crate::vfio::nic::NicError;
@@ -14,6 +15,8 @@ pub(super) type Ring = (u64, usize);
 pub(super) struct Setup {
     pub(super) mac: MacAddress,
     pub(super) promiscuous: bool,
+    /// MSI-X vector 0 is there to tell of the link.
+    pub(super) interrupt: bool,
     pub(super) vlans: Vec<u16>,
     pub(super) buffers: Buffers,
     /// The receive queues' rings.
@@ -38,6 +41,13 @@ impl Setup {
             transmit::set_ring(device, queue, *ring);
         }
         (0..self.rx.len()).try_for_each(|queue| receive::enable_queue(device, queue))?;
-        (0..self.tx.len()).try_for_each(|queue| transmit::enable_queue(device, queue))
+        (0..self.tx.len()).try_for_each(|queue| transmit::enable_queue(device, queue))?;
+        if self.interrupt {
+            // 7.3.4: no queue has a vector. Reading EICR acknowledges the cause.
+            device.write(GPIE, GPIE_MULTIPLE_MSIX | GPIE_PBA_SUPPORT);
+            device.write(IVAR_MISC, IVAR_MISC_OTHER_VALID);
+            device.write(EIMS, EICR_LSC);
+        }
+        Ok(())
     }
 }

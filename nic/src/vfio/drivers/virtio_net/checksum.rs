@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::checksum::{add, finish};
+use crate::ethernet::{ETHERNET_HEADER, vlan_bytes};
 use crate::memory::Packet;
 use crate::vfio::checksum as offload;
 
@@ -24,6 +25,29 @@ pub(super) fn prepare(packet: &mut Packet) -> Option<(u16, u16)> {
         put(data, network + 10, finish(add(0, header)))?;
     }
     Some((offload.l4_start() as u16, offload.l4?.checksum_offset() as u16))
+}
+
+/// Of a packet that [`prepare`] has given no place for: whether a checksum stays open all the same, as far as its first segment says.
+pub(super) fn stays_open(packet: &Packet) -> bool {
+    let data = packet.data();
+    let network = ETHERNET_HEADER + vlan_bytes(data);
+    let header = data.get(network..).unwrap_or(&[]);
+    let protocol = match (data.get(network - 2..network), header) {
+        (Some([0x08, 0x00]), [first, _, upper, lower, ..]) => {
+            let (length, total) =
+                (usize::from(first & 15) * 4, usize::from(u16::from_be_bytes([*upper, *lower])));
+            // That of its own header is filled in, where all of that is there.
+            let is_whole = (20..=total.min(header.len())).contains(&length);
+            let is_right = first >> 4 == 4 && network + total <= packet.total_len();
+            header.get(9).filter(|_| is_whole && is_right)
+        }
+        (Some([0x86, 0xDD]), _) => header.get(6),
+        (Some([0x08, 0x00]), _) => None,
+        // No IP at all.
+        _ => return false,
+    };
+    // TCP and UDP, and in IPv6 what may be before them: hop-by-hop options, routing, a fragment, destination options (RFC 8200), authentication.
+    protocol.is_none_or(|protocol| matches!(protocol, 6 | 17 | 0 | 43 | 44 | 51 | 60))
 }
 
 /// Sums from `start` to the packet's end, and puts the result `offset` behind `start`: what a device would do for

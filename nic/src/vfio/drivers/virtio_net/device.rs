@@ -124,7 +124,7 @@ pub(super) fn start(
     settings: &Settings,
     deadline: Instant,
 ) -> Result<Vec<TailRegister>, NicError> {
-    transport.silence_config();
+    transport.watch_config();
     let enable = |queue: &Queue| transport.enable_queue(queue.index, queue.size, queue.areas);
     let registers = queues.iter().map(enable).collect::<Result<Vec<_>, _>>()?;
     let control = match control {

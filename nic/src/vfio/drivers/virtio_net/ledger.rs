@@ -4,93 +4,182 @@
 //! in the books. Devices give back in order, nearly always; what comes out of order is settled too, but its descriptor is used again only when those
 //! before it are back. An id that is not outstanding is nothing: a device gone wrong cannot make us use a frame twice.
 //!
-//! One descriptor always stays free. Its entry is empty and ends the outstanding ones, so that the usual case needs no comparison for that.
+//! How entries lie in memory is the matter of a queue's [`Books`]: its bursts go over them without asking for each what kind it is. Whether there are others
+//! than single ones at all, the ledger counts.
 #![forbid(unsafe_code)]
 
 use crate::memory::Frame;
+use std::ops::Range;
 
-/// No frame: settled, or never entered.
-const EMPTY: u64 = u64::MAX;
-/// Not the usual entry: the head of a chain, one of its members, or an empty one.
-const UNUSUAL: u64 = 1 << 63;
-/// A descriptor of a chain that is not its head.
-const MEMBER: u64 = UNUSUAL | 1 << 62;
 /// What a frame's handle cannot be: the descriptor has none.
 const NO_FRAME: u32 = u32::MAX;
+/// In the note: not the usual entry, but the head of a chain, one of its members, or an empty one.
+const UNUSUAL: u32 = 1 << 31;
+/// A descriptor of a chain that is not its head.
+const MEMBER: u32 = UNUSUAL | 1 << 30;
+/// Settled, or never entered.
+const EMPTY: Entry = Entry { handle: NO_FRAME, note: u32::MAX };
 
 /// One descriptor's entry: a frame's handle, and a note of at most 30 bits.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Entry(u64);
+pub(super) struct Entry {
+    handle: u32,
+    note: u32,
+}
 
 impl Entry {
     /// A buffer by itself.
-    #[inline(always)]
     pub(super) fn single(frame: Frame, note: u32) -> Self {
-        Self(u64::from(frame.into_handle()) | u64::from(note) << 32)
+        Self { handle: frame.into_handle(), note }
     }
 
     /// The first of a chain; without a frame where its memory is the driver's own.
     pub(super) fn head(frame: Option<Frame>, note: u32) -> Self {
-        Self(UNUSUAL | u64::from(note) << 32 | u64::from(frame.map_or(NO_FRAME, Frame::into_handle)))
+        Self { handle: frame.map_or(NO_FRAME, Frame::into_handle), note: UNUSUAL | note }
     }
 
     /// Another one of a chain.
     pub(super) fn member(frame: Frame) -> Self {
-        Self(MEMBER | u64::from(frame.into_handle()))
+        Self { handle: frame.into_handle(), note: MEMBER }
     }
 
-    /// Whether it is that of a buffer by itself, and outstanding.
-    #[inline(always)]
-    pub(super) fn is_single(self) -> bool {
-        self.0 & UNUSUAL == 0
+    fn is_single(self) -> bool {
+        self.note & UNUSUAL == 0
     }
 
-    /// The frame's handle, of a single one.
-    #[inline(always)]
-    pub(super) fn handle(self) -> u32 {
-        self.0 as u32
+    fn is_member(self) -> bool {
+        self.note & MEMBER == MEMBER
     }
 
-    /// The note of a single one.
-    #[inline(always)]
+    /// The note; 0 for members.
     pub(super) fn note(self) -> u32 {
-        (self.0 >> 32) as u32
+        if self.is_member() { 0 } else { self.note & !UNUSUAL }
     }
 
-    /// The note of any; 0 for members.
-    pub(super) fn any_note(self) -> u32 {
-        if self.0 & MEMBER == MEMBER { 0 } else { ((self.0 & !UNUSUAL) >> 32) as u32 }
+    /// The frame, if it has one. Called once for an entry that was settled.
+    pub(super) fn frame(self) -> Option<Frame> {
+        (self.handle != NO_FRAME).then(|| Frame::from_handle(self.handle))
     }
+}
 
-    /// The frame of a single one. Called once for an entry that was settled.
+/// The entries of all descriptors.
+pub(super) trait Books {
+    fn get(&self, slot: usize) -> Entry;
+    fn set(&mut self, slot: usize, entry: Entry);
+}
+
+/// How the packet begins that a buffer becomes: the first word of it, but for its length. That word is read as a whole.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+pub(super) struct Start {
+    pub(super) handle: u32,
+    pub(super) offset: u32,
+}
+
+impl Start {
+    /// For [`Packet::from_start`](crate::memory::Packet).
     #[inline(always)]
-    pub(super) fn frame(self) -> Frame {
-        Frame::from_handle(self.0 as u32)
+    pub(super) fn word(self) -> u64 {
+        // Of the offset, no more than a half is ever written.
+        u64::from(self.handle) | u64::from(self.offset) << 32
+    }
+}
+
+/// Those of a receive queue, of single buffers only. A descriptor's packets start at the same place in any frame, which is written once; the notes say it.
+pub(super) struct Starts(Box<[Start]>);
+
+impl Starts {
+    /// Empty ones: a place in the frame for each descriptor.
+    pub(super) fn new(offsets: impl Iterator<Item = u32>) -> Self {
+        Self(offsets.map(|offset| Start { handle: NO_FRAME, offset }).collect())
     }
 
-    /// The frame of any.
-    pub(super) fn any_frame(self) -> Option<Frame> {
-        (self.0 as u32 != NO_FRAME).then(|| self.frame())
+    /// Those of these descriptors.
+    #[inline(always)]
+    pub(super) fn row(&self, slots: Range<usize>) -> &[Start] {
+        &self.0[slots]
+    }
+
+    /// The same, to be written.
+    #[inline(always)]
+    pub(super) fn row_mut(&mut self, slots: Range<usize>) -> &mut [Start] {
+        &mut self.0[slots]
+    }
+}
+
+impl Books for Starts {
+    fn get(&self, slot: usize) -> Entry {
+        let Start { handle, offset } = self.0[slot];
+        if handle == NO_FRAME { EMPTY } else { Entry { handle, note: offset } }
+    }
+
+    fn set(&mut self, slot: usize, entry: Entry) {
+        self.0[slot].handle = entry.handle;
+    }
+}
+
+/// Those of a transmit queue: handles, which go back to the pool in a row, and notes, which are the packets' lengths.
+pub(super) struct Sent {
+    handles: Box<[u32]>,
+    notes: Box<[u32]>,
+}
+
+impl Sent {
+    /// Empty ones, for `size` descriptors.
+    pub(super) fn new(size: u16) -> Self {
+        let size = usize::from(size);
+        Self { handles: vec![EMPTY.handle; size].into(), notes: vec![EMPTY.note; size].into() }
+    }
+
+    /// Handles and notes of these descriptors.
+    #[inline(always)]
+    pub(super) fn row(&self, slots: Range<usize>) -> (&[u32], &[u32]) {
+        (&self.handles[slots.clone()], &self.notes[slots])
+    }
+
+    /// The same, to be written.
+    #[inline(always)]
+    pub(super) fn row_mut(&mut self, slots: Range<usize>) -> (&mut [u32], &mut [u32]) {
+        (&mut self.handles[slots.clone()], &mut self.notes[slots])
+    }
+}
+
+impl Books for Sent {
+    fn get(&self, slot: usize) -> Entry {
+        Entry { handle: self.handles[slot], note: self.notes[slot] }
+    }
+
+    fn set(&mut self, slot: usize, entry: Entry) {
+        (self.handles[slot], self.notes[slot]) = (entry.handle, entry.note);
     }
 }
 
 /// The books. Counters run on without a bound; a descriptor is theirs modulo the size, a power of two.
-pub(super) struct Ledger {
-    entries: Box<[Entry]>,
+pub(super) struct Ledger<B: Books> {
+    books: B,
     mask: u32,
     next: u32,
     clean: u32,
+    /// Outstanding entries that are not single.
+    odd: u32,
 }
 
-impl Ledger {
-    /// Empty ones for a ring of `size` descriptors, a power of two.
-    pub(super) fn new(size: u16) -> Self {
-        Self {
-            entries: vec![Entry(EMPTY); usize::from(size)].into(),
-            mask: u32::from(size) - 1,
-            next: 0,
-            clean: 0,
-        }
+impl<B: Books> Ledger<B> {
+    /// Of a ring of `size` descriptors, a power of two, and `books` of as many that are empty.
+    pub(super) fn new(size: u16, books: B) -> Self {
+        Self { books, mask: u32::from(size) - 1, next: 0, clean: 0, odd: 0 }
+    }
+
+    /// The entries.
+    #[inline(always)]
+    pub(super) fn books(&self) -> &B {
+        &self.books
+    }
+
+    /// The same, to be written.
+    #[inline(always)]
+    pub(super) fn books_mut(&mut self) -> &mut B {
+        &mut self.books
     }
 
     /// The number of the next buffer.
@@ -99,50 +188,59 @@ impl Ledger {
         self.next
     }
 
-    /// Descriptors that are in use.
-    #[inline(always)]
-    pub(super) fn outstanding(&self) -> u32 {
-        self.next.wrapping_sub(self.clean)
-    }
-
-    /// Descriptors that may be entered now.
-    #[inline(always)]
-    pub(super) fn room(&self) -> u32 {
-        self.mask - self.outstanding()
-    }
-
     /// The number of the oldest buffer.
     #[inline(always)]
     pub(super) fn clean(&self) -> u32 {
         self.clean
     }
 
-    /// The entries from the oldest on, up to the end of the ring. Behind the outstanding ones is one that is not [single](Entry::is_single).
+    /// Descriptors that are in use.
     #[inline(always)]
-    pub(super) fn front(&self) -> &[Entry] {
-        self.entries.get((self.clean & self.mask) as usize..).unwrap_or(&[])
+    pub(super) fn outstanding(&self) -> u32 {
+        self.next.wrapping_sub(self.clean)
     }
 
-    /// Takes the first `count` entries of the front back; the caller has read them, and they were single.
+    /// Descriptors that may be entered now. One always stays free.
+    #[inline(always)]
+    pub(super) fn room(&self) -> u32 {
+        self.mask - self.outstanding()
+    }
+
+    /// Up to `most` descriptors from number `at` on that lie in a row, up to the end of the ring.
+    #[inline(always)]
+    fn row(&self, at: u32, most: u32) -> Range<usize> {
+        let from = at & self.mask;
+        from as usize..(from + most.min(self.mask + 1 - from)) as usize
+    }
+
+    /// The first `most` outstanding entries, oldest first, as far as they are single and lie in a row.
+    #[inline(always)]
+    pub(super) fn front(&self, most: u32) -> Range<usize> {
+        let row = self.row(self.clean, self.outstanding().min(most));
+        if self.odd == 0 { row } else { self.up_to_odd(row) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn up_to_odd(&self, row: Range<usize>) -> Range<usize> {
+        let odd = row.clone().find(|slot| !self.books.get(*slot).is_single());
+        row.start..odd.unwrap_or(row.end)
+    }
+
+    /// Takes the first `count` entries of the front back; the caller has read them.
     #[inline(always)]
     pub(super) fn advance(&mut self, count: usize) {
+        debug_assert!(count as u32 <= self.outstanding());
         self.clean = self.clean.wrapping_add(count as u32);
     }
 
-    /// How many descriptors there may be entered in a row, up to the end of the ring.
+    /// Up to `most` descriptors in a row that may be entered: their entries are to be written, as single ones, and then counted by [`entered`](Self::entered).
     #[inline(always)]
-    pub(super) fn row(&self) -> usize {
-        self.room().min(self.mask + 1 - (self.next & self.mask)) as usize
+    pub(super) fn back(&self, most: u32) -> Range<usize> {
+        self.row(self.next, self.room().min(most))
     }
 
-    /// The entries of that row: to be written, and then counted by [`entered`](Self::entered).
-    #[inline(always)]
-    pub(super) fn back(&mut self) -> &mut [Entry] {
-        let (from, count) = ((self.next & self.mask) as usize, self.row());
-        self.entries.get_mut(from..from + count).unwrap_or(&mut [])
-    }
-
-    /// So many of the row were written. After the last ones of a burst comes [`seal`](Self::seal).
+    /// So many of the row were written.
     #[inline(always)]
     pub(super) fn entered(&mut self, count: usize) {
         debug_assert!(count as u32 <= self.room());
@@ -151,18 +249,21 @@ impl Ledger {
 
     /// Enters the next descriptor. There is room.
     pub(super) fn enter(&mut self, entry: Entry) {
-        if let Some(place) = self.back().first_mut() {
-            *place = entry;
-        }
+        self.books.set((self.next & self.mask) as usize, entry);
+        self.odd += u32::from(!entry.is_single());
         self.entered(1);
     }
 
-    /// Marks the end of what is outstanding, before the device hears of it.
-    #[inline(always)]
-    pub(super) fn seal(&mut self) {
-        if let Some(place) = self.entries.get_mut((self.next & self.mask) as usize) {
-            *place = Entry(EMPTY);
+    /// Empties an outstanding entry, if it is `wanted`.
+    fn settle(&mut self, number: u32, wanted: impl FnOnce(Entry) -> bool) -> Option<Entry> {
+        let slot = (number & self.mask) as usize;
+        let entry = self.books.get(slot);
+        if entry == EMPTY || !wanted(entry) {
+            return None;
         }
+        self.books.set(slot, EMPTY);
+        self.odd += u32::from(entry.is_single());
+        Some(entry)
     }
 
     /// Takes back whatever `id` is the head of, in order or not, each entry by `each`, and says how many descriptors that were: none where it is not outstanding.
@@ -173,22 +274,19 @@ impl Ledger {
             return 0;
         }
         let left = self.outstanding() - (id.wrapping_sub(self.clean) & self.mask);
-        let mut count = 0;
-        while count < left {
-            let place = &mut self.entries[(id.wrapping_add(count) & self.mask) as usize];
-            let (entry, is_first) = (*place, count == 0);
-            if entry.0 == EMPTY || (entry.0 & MEMBER == MEMBER) == is_first {
-                break;
-            }
-            *place = Entry(EMPTY);
+        let Some(first) = self.settle(id, |entry| !entry.is_member()) else { return 0 };
+        each(first);
+        let mut count = 1;
+        while !first.is_single()
+            && count < left
+            && let Some(entry) = self.settle(id.wrapping_add(count), Entry::is_member)
+        {
             each(entry);
             count += 1;
-            if entry.is_single() {
-                break;
-            }
         }
-        while self.outstanding() > 0 && self.entries[(self.clean & self.mask) as usize].0 == EMPTY {
+        while self.outstanding() > 0 && self.books.get((self.clean & self.mask) as usize) == EMPTY {
             self.clean = self.clean.wrapping_add(1);
+            self.odd -= 1;
         }
         count
     }
@@ -196,20 +294,17 @@ impl Ledger {
     /// Takes back everything, and begins anew from 0. The device has been stopped.
     pub(super) fn drain(&mut self, mut each: impl FnMut(Entry)) {
         while self.outstanding() > 0 {
-            let place = &mut self.entries[(self.clean & self.mask) as usize];
-            let entry = std::mem::replace(place, Entry(EMPTY));
-            self.clean = self.clean.wrapping_add(1);
-            if entry.0 != EMPTY {
+            if let Some(entry) = self.settle(self.clean, |_| true) {
                 each(entry);
             }
+            self.clean = self.clean.wrapping_add(1);
         }
-        (self.next, self.clean) = (0, 0);
-        self.seal();
+        (self.next, self.clean, self.odd) = (0, 0, 0);
     }
 }
 
-impl Drop for Ledger {
+impl<B: Books> Drop for Ledger<B> {
     fn drop(&mut self) {
-        self.drain(|entry| drop(entry.any_frame()));
+        self.drain(|entry| drop(entry.frame()));
     }
 }

@@ -8,6 +8,7 @@
 //! the device was reset.
 
 mod abi;
+mod bursts;
 mod checksum;
 mod control;
 mod device;

@@ -2,13 +2,12 @@
 //! specification and not from the driver. It reaches memory through a [`ModelIommu`], which counts what it must not touch.
 #![forbid(unsafe_code)]
 
+mod function;
+
 use super::abi::{common, feature, status};
 use crate::vfio::dma::DmaSpace;
-use crate::vfio::function::{PciFunction, PciId};
-use crate::vfio::model::ModelIommu;
-use crate::vfio::registers::{RegisterSpace, Registers};
-use std::io;
-use std::os::fd::OwnedFd;
+use crate::vfio::function::PciFunction;
+use crate::vfio::model::{ModelIommu, ModelMsix};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const COMMON: usize = 0;
@@ -48,6 +47,10 @@ pub(super) struct Inner {
     /// What is read instead of a register, if anything is: offset and value in, value out.
     pub(super) distort: Option<Box<dyn FnMut(usize, u32) -> u32 + Send>>,
     pub(super) config: [u8; 24],
+    config_vector: u16,
+    /// Has no memory for vectors.
+    pub(super) refuses_vectors: bool,
+    msix: ModelMsix,
     pub(super) generation: u8,
     /// A generation more at each read.
     pub(super) restless: bool,
@@ -121,9 +124,12 @@ impl Model {
             status: 0,
             distort: None,
             config,
+            config_vector: common::NO_VECTOR,
+            refuses_vectors: false,
+            msix: ModelMsix::default(),
             generation: 0,
             restless: false,
-            pci: configuration_space(),
+            pci: function::configuration_space(),
             bus_master: false,
             gone: false,
             hangs: false,
@@ -146,39 +152,25 @@ impl Model {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether changes of the configuration have a vector.
+    pub(super) fn has_config_vector(&self) -> bool {
+        self.lock().config_vector != common::NO_VECTOR
+    }
+
+    /// The link comes up or goes, and the configuration is another.
+    pub(super) fn set_link(&self, up: bool) {
+        let mut inner = self.lock();
+        inner.config[6] = up.into();
+        inner.generation = inner.generation.wrapping_add(1);
+        if inner.config_vector != common::NO_VECTOR && inner.bus_master {
+            inner.msix.send(inner.config_vector.into());
+        }
+    }
+
     /// As the driver gets it.
     pub(super) fn function(&self) -> Arc<dyn PciFunction> {
         Arc::new(self.clone())
     }
-}
-
-/// Vendor capabilities for the structures above, among others; all in BAR 4.
-fn configuration_space() -> Vec<u8> {
-    let mut pci = vec![0; 256];
-    pci[0..4].copy_from_slice(&[0xF4, 0x1A, 0x41, 0x10]);
-    pci[6] = 0x10;
-    pci[0x34] = 0x40;
-    // MSI-X, which is not of the vendor's.
-    pci[0x40..0x42].copy_from_slice(&[0x11, 0x50]);
-    let structures = [
-        (1, COMMON, 64),
-        (3, ISR, 4),
-        (4, CONFIG, 24),
-        (2, NOTIFY, 0x1000),
-        // Access by configuration space, which nobody needs.
-        (5, 0, 0),
-    ];
-    for (number, (kind, offset, bytes)) in structures.into_iter().enumerate() {
-        let at = 0x50 + 0x18 * number;
-        let next = if number + 1 < structures.len() { at + 0x18 } else { 0 };
-        pci[at..at + 5].copy_from_slice(&[9, next as u8, if kind == 2 { 20 } else { 16 }, kind, 4]);
-        pci[at + 8..at + 12].copy_from_slice(&(offset as u32).to_le_bytes());
-        pci[at + 12..at + 16].copy_from_slice(&(bytes as u32).to_le_bytes());
-        if kind == 2 {
-            pci[at + 16..at + 20].copy_from_slice(&(MULTIPLIER as u32).to_le_bytes());
-        }
-    }
-    pci
 }
 
 impl Inner {
@@ -194,6 +186,7 @@ impl Inner {
         let max = self.max_size;
         let value = match offset - COMMON {
             common::DEVICE_FEATURE => (self.offered >> (32 * self.select[0].min(1))) as u32,
+            common::CONFIG_MSIX_VECTOR => self.config_vector.into(),
             common::NUM_QUEUES => self.queues.len() as u32,
             common::DEVICE_STATUS => self.status.into(),
             common::CONFIG_GENERATION => {
@@ -227,6 +220,9 @@ impl Inner {
                 let shift = 32 * self.select[1].min(1);
                 self.driver = self.driver & !(0xFFFF_FFFF << shift) | u64::from(value) << shift;
             }
+            common::CONFIG_MSIX_VECTOR => {
+                self.config_vector = if self.refuses_vectors { common::NO_VECTOR } else { value as u16 };
+            }
             common::DEVICE_STATUS if value == 0 => self.reset(),
             common::DEVICE_STATUS => {
                 let unknown = self.driver & !self.offered != 0;
@@ -257,7 +253,7 @@ impl Inner {
             return;
         }
         self.resets += 1;
-        (self.status, self.driver) = (0, 0);
+        (self.status, self.driver, self.config_vector) = (0, 0, common::NO_VECTOR);
         let size = self.max_size;
         self.queues.iter_mut().for_each(|queue| *queue = ModelQueue { size, ..Default::default() });
     }
@@ -317,21 +313,46 @@ impl Inner {
         if self.is_packed() { self.pop_packed(queue) } else { self.pop_split(queue) }
     }
 
+    /// Says so on all queues, whatever is available on them.
+    pub(super) fn want_no_notifications(&mut self) {
+        self.wants_notifications = false;
+        for number in 0..self.queues.len() {
+            self.say_what_is_wanted(number);
+        }
+    }
+
+    /// Writes where the driver looks whether it wants to be notified of what is available next.
+    fn say_what_is_wanted(&mut self, number: usize) {
+        if !self.works(number) {
+            return;
+        }
+        let (queue, wants) = (&self.queues[number], self.wants_notifications);
+        let (size, taken, place) = (queue.size, queue.taken, queue.addresses[2]);
+        let events = self.driver & feature::EVENT_IDX != 0;
+        if self.is_packed() {
+            let flags: u16 = match (wants, events) {
+                (false, _) => 1,
+                (true, false) => 0,
+                (true, true) => 2,
+            };
+            let next = (taken % u32::from(size)) as u16 | u16::from(self.wrap(number, taken)) << 15;
+            let word = u32::from(next) | u32::from(flags) << 16;
+            self.iommu.write(place, &word.to_le_bytes());
+        } else if events {
+            // The next one is to be told of, or none for long.
+            let event = if wants { taken as u16 } else { (taken as u16).wrapping_sub(0x4000) };
+            self.iommu.write(place + 4 + 8 * u64::from(size), &event.to_le_bytes());
+        } else {
+            self.iommu.write(place, &u16::from(!wants).to_le_bytes());
+        }
+    }
+
     fn pop_split(&mut self, number: usize) -> Option<Chain> {
         let queue = &self.queues[number];
         let (avail, size, taken) = (queue.addresses[1], queue.size, queue.taken);
         let index = u16::from_le_bytes(self.read_memory(avail + 2));
-        let events = self.driver & feature::EVENT_IDX != 0;
-        let wants = self.wants_notifications;
         if index == taken as u16 {
-            if events {
-                // The next one is to be told of, or none for long.
-                let event = if wants { index } else { index.wrapping_sub(0x4000) };
-                let place = self.queues[number].addresses[2] + 4 + 8 * u64::from(size);
-                self.iommu.write(place, &event.to_le_bytes());
-            } else {
-                self.iommu.write(self.queues[number].addresses[2], &u16::from(!wants).to_le_bytes());
-            }
+            self.say_what_is_wanted(number);
             return None;
         }
         let ring = avail + 4 + 2 * u64::from(taken as u16 % size);
@@ -359,14 +380,7 @@ impl Inner {
             let available = (flags & 0x80 != 0) == wrap && (flags & 0x8000 != 0) != wrap;
             if !available {
                 assert!(!self.strict || chain.segments.is_empty(), "a chain becomes available as a whole");
-                let flags: u16 = match (self.wants_notifications, self.driver & feature::EVENT_IDX != 0) {
-                    (false, _) => 1,
-                    (true, false) => 0,
-                    (true, true) => 2,
-                };
-                let place = (at as u16 % self.queues[number].size) | (u16::from(wrap) << 15);
-                let word = u32::from(place) | u32::from(flags) << 16;
-                self.iommu.write(self.queues[number].addresses[2], &word.to_le_bytes());
+                self.say_what_is_wanted(number);
                 return None;
             }
             at = at.wrapping_add(1);
@@ -499,83 +513,5 @@ impl Inner {
     /// Where a queue's memory is.
     pub(super) fn addresses(&self, queue: usize) -> [u64; 3] {
         self.queues[queue].addresses
-    }
-}
-
-impl RegisterSpace for Model {
-    fn length(&self) -> usize {
-        BAR_BYTES
-    }
-
-    fn read8(&self, offset: usize) -> u8 {
-        self.lock().read(offset, 1) as u8
-    }
-
-    fn read16(&self, offset: usize) -> u16 {
-        self.lock().read(offset, 2) as u16
-    }
-
-    fn read32(&self, offset: usize) -> u32 {
-        self.lock().read(offset, 4)
-    }
-
-    fn write8(&self, offset: usize, value: u8) {
-        self.lock().write(offset, value.into());
-    }
-
-    fn write16(&self, offset: usize, value: u16) {
-        self.lock().write(offset, value.into());
-    }
-
-    fn write32(&self, offset: usize, value: u32) {
-        self.lock().write(offset, value);
-    }
-}
-
-impl PciFunction for Model {
-    fn id(&self) -> PciId {
-        PciId { vendor: 0x1AF4, device: 0x1041 }
-    }
-
-    fn read_config(&self, offset: u16, bytes: u8) -> u32 {
-        let inner = self.lock();
-        let (from, bytes) = (usize::from(offset), usize::from(bytes));
-        let mut word = [0; 4];
-        match inner.pci.get(from..from + bytes).filter(|_| !inner.gone) {
-            Some(found) => word[..bytes].copy_from_slice(found),
-            None => word[..bytes].fill(0xFF),
-        }
-        u32::from_le_bytes(word)
-    }
-
-    fn write_config(&self, _offset: u16, _bytes: u8, _value: u32) {}
-
-    fn bar(&self, index: u8) -> io::Result<Registers> {
-        if index == 4 { Ok(Arc::new(self.clone())) } else { Err(io::ErrorKind::NotFound.into()) }
-    }
-
-    fn reset(&self) -> io::Result<bool> {
-        self.lock().reset();
-        Ok(true)
-    }
-
-    fn set_bus_master(&self, on: bool) {
-        self.lock().bus_master = on;
-    }
-
-    fn dma(&self) -> &Arc<DmaSpace> {
-        &self.space
-    }
-
-    fn msix_vectors(&self) -> u16 {
-        3
-    }
-
-    fn enable_msix(&self, _count: u16) -> io::Result<Vec<OwnedFd>> {
-        Ok(Vec::new())
-    }
-
-    fn is_going(&self) -> bool {
-        self.lock().gone
     }
 }

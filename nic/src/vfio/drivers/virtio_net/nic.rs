@@ -12,6 +12,7 @@ use super::transport::Transport;
 use super::trouble::QueueState;
 use crate::port::{LinkState, MacAddress};
 use crate::vfio::nic::{Halt, Nic};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -50,6 +51,8 @@ pub(super) struct VirtioNic {
     /// Receive and transmit queues, as the device has them.
     pub(super) queues: Vec<Queue>,
     pub(super) control: Option<(Queue, Box<dyn Control>)>,
+    /// The memory of rings that the device has and nobody uses.
+    pub(super) _idle: Vec<Box<dyn Send>>,
     pub(super) rx: Vec<Arc<QueueState>>,
     pub(super) tx: Vec<Arc<QueueState>>,
     pub(super) halt: Arc<Halt>,
@@ -194,6 +197,14 @@ impl Nic for VirtioNic {
         let known = self.settings.agreed.has(feature::SPEED_DUPLEX);
         let speed = known.then(|| self.transport.config(|device| device.read32(config::SPEED))).flatten();
         LinkState::Up { speed_mbps: speed.filter(|speed| (1..config::SPEED_UNKNOWN).contains(speed)) }
+    }
+
+    fn events(&self) -> Vec<BorrowedFd<'_>> {
+        self.transport.events()
+    }
+
+    fn silence(&mut self) {
+        self.transport.silence();
     }
 
     fn refresh(&mut self) {

@@ -23,6 +23,8 @@ use std::time::Instant;
 pub(super) const LEAST_RING: u16 = 64;
 /// Descriptors of the control queue: one command has two.
 const CONTROL_RING: u16 = 16;
+/// Descriptors of a queue that is never used.
+const IDLE_RING: u16 = 16;
 
 pub(super) fn open(function: &Arc<dyn PciFunction>, config: &NicConfig<'_>) -> Result<OpenNic, NicError> {
     for (key, size) in [("rx_ring", config.rx_ring), ("tx_ring", config.tx_ring)] {
@@ -39,12 +41,13 @@ pub(super) fn open(function: &Arc<dyn PciFunction>, config: &NicConfig<'_>) -> R
 
 fn set_up(
     function: &Arc<dyn PciFunction>,
-    transport: Transport,
+    mut transport: Transport,
     config: &NicConfig<'_>,
 ) -> Result<OpenNic, NicError> {
     let identity = device::negotiate(&transport, config, function.dma().translates())?;
     // Only now that it was reset: what it was told before is forgotten.
     function.set_bus_master(true);
+    transport.enable_interrupt();
     tracing::warn!("{}: the driver virtio-net has {NEVER_RUN_ON_SILICON}", config.name);
     if identity.settings.agreed.has(feature::RING_PACKED) {
         open_with::<PackedRing>(transport, config, identity)
@@ -95,6 +98,18 @@ fn open_with<R: Ring>(
         queues.push(Queue { index, size, areas: queue.ring().areas() });
         tx.push(queue);
     }
+    // A device counts its queues by pairs: where there are more of one kind, it gets rings of the other that stay empty.
+    let pairs = agreed.pairs;
+    let mut idle: Vec<Box<dyn Send>> = Vec::new();
+    let missing = (config.rx_queues..pairs)
+        .map(|pair| 2 * pair)
+        .chain((config.tx_queues..pairs).map(|pair| 2 * pair + 1));
+    for index in missing {
+        let size = ring_size(&transport, index, IDLE_RING, 1)?;
+        let ring = R::new(&space, RingConfig { size, events, buffer: 0 }).map_err(system)?;
+        queues.push(Queue { index, size, areas: ring.areas() });
+        idle.push(Box::new(ring));
+    }
     let mut control: Option<(Queue, Box<dyn Control>)> = None;
     if let Some(index) = identity.control {
         let size = ring_size(&transport, index, CONTROL_RING, 2)?;
@@ -125,6 +140,7 @@ fn open_with<R: Ring>(
         settings: identity.settings,
         queues,
         control,
+        _idle: idle,
         rx: rx_states.to_vec(),
         tx: tx_states.to_vec(),
         halt,

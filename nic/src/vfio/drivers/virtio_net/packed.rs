@@ -2,13 +2,13 @@
 //!
 //! Whose a descriptor is, its AVAIL and USED bits say, against a wrap counter: the bit of the running number above the ring's size. The first descriptor
 //! of a burst gets its flags last, so that a burst becomes visible at once: a device goes by the ring, and does not get past it.
-#![forbid(unsafe_code)]
+#![allow(unsafe_code)]
 
 use super::abi::packed::{
     DESC_BYTES, DESC_REST, EVENT_DESC, EVENT_DISABLE, EVENT_FLAGS, EVENT_FLAGS_MASK, EVENT_PLACE, F_AVAIL,
     F_NEXT, F_USED, F_WRITE,
 };
-use super::ring::{Hostile, Ring, RingConfig, Segment, Used, passes};
+use super::ring::{FreeRow, Hostile, Ring, RingConfig, Segment, Used, UsedRow, passes};
 use super::transport::Areas;
 use crate::vfio::dma::{DmaBuffer, DmaSpace, Row, exchange, observe, publish};
 use std::io;
@@ -42,23 +42,10 @@ impl PackedRing {
         if at & (self.mask + 1) == 0 { F_AVAIL | F_USED } else { 0 }
     }
 
+    /// Descriptors from number `at` to the end of the ring.
     #[inline(always)]
-    fn row(&self, at: u32, count: usize) -> Row<'_, DESC_BYTES> {
-        let slot = at & self.mask;
-        self.desc.row(slot as usize * DESC_BYTES, count.min((self.mask + 1 - slot) as usize))
-    }
-
-    /// Length, id and flags of the descriptors from number `at` on that are alike but for `length`: those of the first, and those of the next. The first
-    /// one of a burst is kept back, and not available yet.
-    #[inline(always)]
-    fn rests(&mut self, at: u32, flags: u16) -> (u64, u64) {
-        let id = u64::from(at & self.mask);
-        let rest = id << 32 | u64::from(flags | self.available(at)) << 48;
-        if at == self.shown {
-            self.first = rest;
-            return (rest ^ u64::from(F_AVAIL | F_USED) << 48, rest + (1 << 32));
-        }
-        (rest, rest + (1 << 32))
+    fn to_end(&self, at: u32) -> usize {
+        (self.mask + 1 - (at & self.mask)) as usize
     }
 
     fn describe(&mut self, at: u32, head: u32, address: u64, length: u32, flags: u16) {
@@ -90,6 +77,58 @@ impl PackedRing {
             }
             _ => true,
         }
+    }
+}
+
+/// Where a descriptor has its id and flags: the upper half of its rest.
+const DESC_ID: usize = DESC_REST + 4;
+/// Of that half: its id, and whose it is.
+const ID_AND_WHOSE: u32 = 0xFFFF | ((F_AVAIL | F_USED) as u32) << 16;
+
+struct UsedDescriptors<'a> {
+    row: Row<'a, DESC_BYTES>,
+    count: u32,
+    expected: u32,
+}
+
+impl UsedRow for UsedDescriptors<'_> {
+    #[inline(always)]
+    fn count(&self) -> u32 {
+        self.count
+    }
+
+    #[inline(always)]
+    unsafe fn differs(&self, index: usize) -> u32 {
+        // SAFETY: the caller's promise.
+        let half = unsafe { self.row.element(index) }.read32::<DESC_ID>();
+        half & ID_AND_WHOSE ^ (self.expected + index as u32)
+    }
+
+    #[inline(always)]
+    unsafe fn written(&self, index: usize) -> Option<u32> {
+        // SAFETY: the caller's promise.
+        let rest = unsafe { self.row.element(index) }.read64::<DESC_REST>();
+        // Whose it is and its id in one comparison.
+        ((rest >> 32) as u32 & ID_AND_WHOSE == self.expected + index as u32).then_some(rest as u32)
+    }
+}
+
+struct FreeDescriptors<'a> {
+    row: Row<'a, DESC_BYTES>,
+    /// Id and flags of the first.
+    rest: u64,
+    /// Length of all, where it is the configured one.
+    length: Option<u32>,
+}
+
+impl FreeRow for FreeDescriptors<'_> {
+    #[inline(always)]
+    unsafe fn write(&self, index: usize, address: u64, length: u32) {
+        // SAFETY: the caller's promise.
+        let descriptor = unsafe { self.row.element(index) };
+        descriptor.write64::<0>(address);
+        let length = self.length.unwrap_or(length);
+        descriptor.write64::<DESC_REST>(self.rest + u64::from(length) + ((index as u64) << 32));
     }
 }
 
@@ -128,18 +167,14 @@ impl Ring for PackedRing {
     }
 
     #[inline(always)]
-    fn used_in_order(&self, clean: u32) -> impl Iterator<Item = u32> {
-        const WHOSE: u32 = (F_AVAIL as u32 | F_USED as u32) << 16 | 0xFFFF;
-        // Whose it is and its id in one comparison.
-        let mut expected = u32::from(self.used_by(self.seen)) << 16 | clean & self.mask;
-        self.row(self.seen, usize::MAX).map_while(move |descriptor| {
-            let rest = descriptor.read64::<DESC_REST>();
-            let in_order = (rest >> 32) as u32 & WHOSE == expected;
-            expected += 1;
-            in_order.then_some(rest as u32)
-        })
+    fn used_row(&self, clean: u32) -> impl UsedRow {
+        let count = self.to_end(self.seen);
+        let row = self.desc.row((self.seen & self.mask) as usize * DESC_BYTES, count);
+        let expected = u32::from(self.used_by(self.seen)) << 16 | clean & self.mask;
+        UsedDescriptors { row, count: count as u32, expected }
     }
 
+    #[inline(always)]
     fn used(&mut self) -> Option<Used> {
         let rest = self.desc.read64((self.seen & self.mask) as usize * DESC_BYTES + DESC_REST);
         if (rest >> 48) as u16 & (F_AVAIL | F_USED) != self.used_by(self.seen) {
@@ -155,43 +190,14 @@ impl Ring for PackedRing {
     }
 
     #[inline(always)]
-    fn giving(&mut self, at: u32, count: usize) -> impl FnMut(u64) {
-        let length = u64::from(self.config.buffer);
-        let (mut rest, mut next) = self.rests(at, F_WRITE);
-        self.first |= if at == self.shown { length } else { 0 };
-        let mut row = self.row(at, count);
-        move |address| {
-            let Some(descriptor) = row.next() else { return };
-            descriptor.write64::<0>(address);
-            descriptor.write64::<DESC_REST>(rest | length);
-            rest = next;
-            next += 1 << 32;
-        }
+    fn put_row(&mut self, at: u32, count: usize, writable: bool) -> impl FreeRow {
+        assert!(count <= self.to_end(at), "a row past the end of a ring");
+        debug_assert!(count == 0 || at != self.shown, "the first one of a burst is kept back");
+        let flags = self.available(at) | if writable { F_WRITE } else { 0 };
+        let rest = u64::from(at & self.mask) << 32 | u64::from(flags) << 48;
+        let row = self.desc.row((at & self.mask) as usize * DESC_BYTES, count);
+        FreeDescriptors { row, rest, length: writable.then_some(self.config.buffer) }
     }
-
-    #[inline(always)]
-    fn putting(&mut self, at: u32, count: usize) -> impl FnMut(u64, u32) {
-        let (mut rest, mut next) = self.rests(at, 0);
-        let (mut is_first, this) = (at == self.shown, self);
-        let slot = (at & this.mask) as usize;
-        let count = count.min(this.mask as usize + 1 - slot);
-        let mut row = this.desc.row::<DESC_BYTES>(slot * DESC_BYTES, count);
-        let first = &mut this.first;
-        move |address, length| {
-            let Some(descriptor) = row.next() else { return };
-            descriptor.write64::<0>(address);
-            descriptor.write64::<DESC_REST>(rest | u64::from(length));
-            if is_first {
-                *first |= u64::from(length);
-                is_first = false;
-            }
-            rest = next;
-            next += 1 << 32;
-        }
-    }
-
-    #[inline(always)]
-    fn done(&mut self, _count: usize) {}
 
     fn put_segment(&mut self, at: u32, address: u64, length: u32, segment: Segment) {
         let next = if segment.more { F_NEXT } else { 0 };

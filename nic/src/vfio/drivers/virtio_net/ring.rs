@@ -3,7 +3,7 @@
 //!
 //! Buffers have a number that runs on without a bound ([`Ledger`](super::ledger::Ledger)); number modulo size is the descriptor, and the id the device
 //! gives back is that of the first descriptor of a buffer. Nothing is visible to the device before [`Ring::publish`].
-#![forbid(unsafe_code)]
+#![allow(unsafe_code)]
 
 use super::transport::Areas;
 use crate::vfio::dma::DmaSpace;
@@ -17,7 +17,7 @@ pub(super) struct RingConfig {
     pub(super) size: u16,
     /// EVENT_IDX has been negotiated.
     pub(super) events: bool,
-    /// Bytes of each buffer that the device is to write to; 0 where [`Ring::giving`] is not used.
+    /// Bytes of each buffer that the device is to write to; 0 where there are none in a [row](Ring::put_row).
     pub(super) buffer: u32,
 }
 
@@ -30,7 +30,7 @@ pub(super) struct Used {
     pub(super) length: u32,
 }
 
-/// One descriptor of a buffer that has several.
+/// One descriptor of a buffer.
 #[derive(Clone, Copy)]
 pub(super) struct Segment {
     /// The number of the buffer's first one.
@@ -44,6 +44,33 @@ pub(super) struct Segment {
 /// The device says that more is used than it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Hostile;
+
+/// Used buffers of one descriptor each that lie in a row, as the device writes them. It may change its mind at any time: each is read once.
+pub(super) trait UsedRow {
+    /// How many there are at the most.
+    fn count(&self) -> u32;
+
+    /// 0 where the one at `index` is used, and is the one that comes next in order; else anything else. So several are asked with one branch.
+    ///
+    /// # Safety
+    /// `index` is below the count.
+    unsafe fn differs(&self, index: usize) -> u32;
+
+    /// The bytes written to the one at `index`, as the device says, where it does not differ.
+    ///
+    /// # Safety
+    /// `index` is below the count.
+    unsafe fn written(&self, index: usize) -> Option<u32>;
+}
+
+/// Descriptors in a row that are to be written, each one a buffer.
+pub(super) trait FreeRow {
+    /// Writes the one at `index`.
+    ///
+    /// # Safety
+    /// `index` is below the count that was asked for.
+    unsafe fn write(&self, index: usize, address: u64, length: u32);
+}
 
 /// A virtqueue's memory.
 pub(super) trait Ring: Send + Sized + 'static {
@@ -59,9 +86,9 @@ pub(super) trait Ring: Send + Sized + 'static {
     /// Looks how much is used, of `outstanding` descriptors: what [`used`](Self::used) goes by until the next look.
     fn look(&mut self, outstanding: u32) -> Result<(), Hostile>;
 
-    /// The used buffers that come in order, of one descriptor each, from the one with number `clean` on and no further than to the end of the ring: the
-    /// bytes written to each. They stay to be consumed, behind [`observe`](crate::vfio::dma::observe).
-    fn used_in_order(&self, clean: u32) -> impl Iterator<Item = u32>;
+    /// The used buffers from the next one on, up to the end of the ring, where they come in order from the one with number `clean` on. They stay to be
+    /// consumed, behind [`observe`](crate::vfio::dma::observe).
+    fn used_row(&self, clean: u32) -> impl UsedRow;
 
     /// The next used buffer, which stays the next until it is consumed.
     fn used(&mut self) -> Option<Used>;
@@ -69,17 +96,11 @@ pub(super) trait Ring: Send + Sized + 'static {
     /// Goes on behind so many used buffers, which have so many descriptors together.
     fn consume(&mut self, buffers: u32, descriptors: u32);
 
-    /// Puts buffers of the configured length, for the device to write to: the first as number `at`, no more than `count` and no further than to the end of the
-    /// ring. [`done`](Self::done) says how many.
-    fn giving(&mut self, at: u32, count: usize) -> impl FnMut(u64);
+    /// Puts `count` buffers of one descriptor, which do not go past the end of the ring, as number `at` and so on: all of them are to be written. The first of
+    /// a burst is not among them, but put by [`put_segment`](Self::put_segment). Those that the device writes to are of the configured length.
+    fn put_row(&mut self, at: u32, count: usize, writable: bool) -> impl FreeRow;
 
-    /// The same for buffers of one descriptor that the device is to read, of address and length.
-    fn putting(&mut self, at: u32, count: usize) -> impl FnMut(u64, u32);
-
-    /// So many were put in a row.
-    fn done(&mut self, count: usize);
-
-    /// Puts one descriptor of several.
+    /// Puts one descriptor, of several or by itself.
     fn put_segment(&mut self, at: u32, address: u64, length: u32, segment: Segment);
 
     /// Shows the device what was put, up to number `next`; true where it wants to be notified of that.

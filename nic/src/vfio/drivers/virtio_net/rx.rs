@@ -7,14 +7,15 @@
 #![forbid(unsafe_code)]
 
 use super::abi::header;
+use super::bursts::{self, Done};
 use super::checksum;
-use super::ledger::{Entry, Ledger};
+use super::ledger::{Entry, Ledger, Starts};
 use super::ring::{Ring, RingConfig, Used};
 use super::trouble::{QueueState, Trouble};
 use crate::counters::{DropReason, QueueCounters};
-use crate::memory::{BATCH_SIZE, Batch, Checksum, Packet, Pool};
+use crate::memory::{BATCH_SIZE, Batch, Checksum, Packet};
 use crate::port::{PortId, RxQueue};
-use crate::vfio::dma::{DmaSpace, PoolMapping, observe};
+use crate::vfio::dma::{DmaSpace, PoolMapping};
 use crate::vfio::gate::Turn;
 use crate::vfio::nic::Halt;
 use crate::vfio::registers::TailRegister;
@@ -54,6 +55,11 @@ impl Placement {
         frame_size.saturating_sub(headroom.next_multiple_of(LINE) + LINE_OFFSET)
     }
 
+    /// Where the packets of `size` descriptors start: from one to the next a line further, up to the last place and from the first again.
+    fn offsets(self, size: u16) -> impl Iterator<Item = u32> {
+        (self.first..=self.last).step_by(LINE).cycle().take(size.into())
+    }
+
     /// Bytes of a buffer, with the header.
     pub(super) fn buffer(self) -> u32 {
         self.room + header::BYTES as u32
@@ -89,11 +95,9 @@ enum Condition {
 /// A receive queue.
 pub(super) struct VirtioRx<R: Ring> {
     ring: R,
-    ledger: Ledger,
+    ledger: Ledger<Starts>,
     frames: Arc<PoolMapping>,
-    pool: Pool,
     parts: RxParts,
-    offset: u32,
     /// The header has to be read.
     reads_header: bool,
     condition: Condition,
@@ -120,10 +124,8 @@ impl<R: Ring> VirtioRx<R> {
         let config = RingConfig { size: parts.size, events: parts.events, buffer: parts.placement.buffer() };
         let mut queue = Self {
             ring: R::new(space, config)?,
-            ledger: Ledger::new(parts.size),
+            ledger: Ledger::new(parts.size, Starts::new(parts.placement.offsets(parts.size))),
             frames: Arc::clone(frames),
-            pool: frames.pool().clone(),
-            offset: parts.placement.first,
             reads_header: parts.mergeable || parts.checksum,
             parts,
             condition: Condition::Fresh,
@@ -158,10 +160,15 @@ impl<R: Ring> VirtioRx<R> {
             return self.fail(Trouble::UsedIndex);
         }
         while batch.len() < BATCH_SIZE {
-            let count = if self.reads_header { 0 } else { self.take_in_order(batch, &mut bytes) };
+            let mut done = Done::default();
+            if !self.reads_header {
+                let (room, port) = (self.parts.placement.room, self.parts.id.0);
+                done = bursts::receive(&mut self.ring, &mut self.ledger, batch, room, port);
+                bytes += done.bytes;
+            }
             let Some(used) = self.ring.used() else { break };
             // Usually nothing is left, unless the ring's end was reached.
-            if count > 0 || batch.len() == BATCH_SIZE {
+            if done.count > 0 || batch.len() == BATCH_SIZE {
                 continue;
             }
             match self.take_one(used) {
@@ -179,28 +186,6 @@ impl<R: Ring> VirtioRx<R> {
         let counters = &self.state.counters;
         counters.packets.add((batch.len() - before) as u64);
         counters.bytes.add(bytes);
-    }
-
-    /// Takes whole packets that come in order, up to the end of the ring or the first that is not as usual: how many.
-    #[inline(always)]
-    fn take_in_order(&mut self, batch: &mut Batch, bytes: &mut u64) -> usize {
-        let (room, port) = (self.parts.placement.room, self.parts.id.0);
-        let mut total = 0;
-        let used = self.ring.used_in_order(self.ledger.clean());
-        let count = batch.extend(self.ledger.front().iter().zip(used).map_while(|(entry, written)| {
-            let length = written.wrapping_sub(header::BYTES as u32);
-            // Nothing at all is no packet either.
-            if !entry.is_single() | (length.wrapping_sub(1) >= room) {
-                return None;
-            }
-            total += u64::from(length);
-            Some(Packet::new(entry.handle(), entry.note() as u16, length as u16, port))
-        }));
-        observe();
-        self.ledger.advance(count);
-        self.ring.consume(count as u32, count as u32);
-        *bytes += total;
-        count
     }
 
     /// Takes a buffer that may be anything.
@@ -221,7 +206,7 @@ impl<R: Ring> VirtioRx<R> {
     /// Takes a buffer whose header is to be read, if it has one: it is the first of a packet. The packet, once it is whole.
     fn take_with_header(&mut self, entry: Entry, written: u32) -> Result<Option<Packet>, Trouble> {
         let start = entry.note() as usize - header::BYTES;
-        let frame = entry.frame();
+        let Some(frame) = entry.frame() else { return Err(Trouble::UsedId) };
         // A packet without a byte is none; of a later buffer, nothing would be left out.
         let least = if self.left > 0 { 1 } else { header::BYTES as u32 + 1 };
         if !(least..=self.parts.placement.buffer()).contains(&written) {
@@ -293,29 +278,9 @@ impl<R: Ring> VirtioRx<R> {
 
     /// Fills the ring; true where the device wants to hear of it.
     fn fill(&mut self) -> bool {
-        let Placement { first, last, .. } = self.parts.placement;
-        let start = self.frames.base() - header::BYTES as u64;
-        let mut offset = self.offset;
-        loop {
-            let wanted = self.ledger.row().min(BATCH_SIZE);
-            let mut give = self.ring.giving(self.ledger.next(), wanted);
-            let mut entries = self.ledger.back().iter_mut();
-            let got = self.pool.allocate_frames(wanted, |frame| {
-                give(start + frame.region_offset() + u64::from(offset));
-                if let Some(entry) = entries.next() {
-                    *entry = Entry::single(frame, offset);
-                }
-                offset = if offset >= last { first } else { offset + LINE as u32 };
-            });
-            drop(give);
-            self.ledger.entered(got);
-            self.ring.done(got);
-            if got < wanted || self.ledger.room() == 0 {
-                break;
-            }
+        let length = self.parts.placement.buffer();
+        while bursts::give(&mut self.ring, &mut self.ledger, &self.frames, length) && self.ledger.room() > 0 {
         }
-        self.offset = offset;
-        self.ledger.seal();
         self.ring.publish(self.ledger.next())
     }
 
@@ -360,7 +325,7 @@ impl<R: Ring> VirtioRx<R> {
     /// Empties the ring and fills it anew. The device is stopped.
     fn rebuild(&mut self) {
         self.cut();
-        self.ledger.drain(|entry| drop(entry.any_frame()));
+        self.ledger.drain(|entry| drop(entry.frame()));
         self.ring.reset();
         self.fill();
         self.state.counters.held.set(self.ledger.outstanding().into());

@@ -2,13 +2,13 @@
 //!
 //! As descriptors are taken round the table, a ring of buffers of one descriptor each always has the same numbers in `avail`: they are written once,
 //! and the line stays clean. Once chains come, they are written for each buffer.
-#![forbid(unsafe_code)]
+#![allow(unsafe_code)]
 
 use super::abi::split::{
     AVAIL_F_NO_INTERRUPT, DESC_BYTES, DESC_REST, F_NEXT, F_WRITE, FLAGS, IDX, RING, USED_ELEM_BYTES,
     USED_ELEM_LEN, USED_F_NO_NOTIFY,
 };
-use super::ring::{Hostile, Ring, RingConfig, Segment, Used, passes};
+use super::ring::{FreeRow, Hostile, Ring, RingConfig, Segment, Used, UsedRow, passes};
 use super::transport::Areas;
 use crate::vfio::dma::{DmaBuffer, DmaSpace, Row, exchange, observe, publish};
 use std::io;
@@ -46,9 +46,59 @@ impl SplitRing {
         (self.mask + 1 - (at & self.mask)) as usize
     }
 
+    /// Writes the numbers of `count` buffers from number `at` on into `avail`.
+    #[cold]
+    #[inline(never)]
+    fn offer(&self, at: u32, count: usize) {
+        for ahead in 0..count as u32 {
+            let place = u32::from(self.put).wrapping_add(ahead) & self.mask;
+            self.avail.write16(RING + 2 * place as usize, (at.wrapping_add(ahead) & self.mask) as u16);
+        }
+    }
+}
+
+struct UsedElements<'a> {
+    row: Row<'a, USED_ELEM_BYTES>,
+    count: u32,
+    expected: u32,
+}
+
+impl UsedRow for UsedElements<'_> {
     #[inline(always)]
-    fn row(&self, at: u32, count: usize) -> Row<'_, DESC_BYTES> {
-        self.desc.row((at & self.mask) as usize * DESC_BYTES, count.min(self.to_end(at)))
+    fn count(&self) -> u32 {
+        self.count
+    }
+
+    #[inline(always)]
+    unsafe fn differs(&self, index: usize) -> u32 {
+        // SAFETY: the caller's promise.
+        let element = unsafe { self.row.element(index) };
+        element.read32::<0>() ^ (self.expected + index as u32)
+    }
+
+    #[inline(always)]
+    unsafe fn written(&self, index: usize) -> Option<u32> {
+        // SAFETY: the caller's promise.
+        let (differs, element) = unsafe { (self.differs(index), self.row.element(index)) };
+        (differs == 0).then(|| element.read32::<USED_ELEM_LEN>())
+    }
+}
+
+struct FreeDescriptors<'a> {
+    row: Row<'a, DESC_BYTES>,
+    writable: bool,
+}
+
+impl FreeRow for FreeDescriptors<'_> {
+    #[inline(always)]
+    unsafe fn write(&self, index: usize, address: u64, length: u32) {
+        // SAFETY: the caller's promise.
+        let descriptor = unsafe { self.row.element(index) };
+        descriptor.write64::<0>(address);
+        // What the device is to write to has had the same length and flags since the reset.
+        if !self.writable {
+            descriptor.write64::<DESC_REST>(length.into());
+        }
     }
 }
 
@@ -101,18 +151,14 @@ impl Ring for SplitRing {
     }
 
     #[inline(always)]
-    fn used_in_order(&self, clean: u32) -> impl Iterator<Item = u32> {
+    fn used_row(&self, clean: u32) -> impl UsedRow {
         let seen = u32::from(self.seen);
         let count = usize::from(self.filled.wrapping_sub(self.seen)).min(self.to_end(seen));
-        let mut expected = clean & self.mask;
         let first = RING + (seen & self.mask) as usize * USED_ELEM_BYTES;
-        self.used.row::<USED_ELEM_BYTES>(first, count).map_while(move |element| {
-            let in_order = element.read32::<0>() == expected;
-            expected += 1;
-            in_order.then(|| element.read32::<USED_ELEM_LEN>())
-        })
+        UsedElements { row: self.used.row(first, count), count: count as u32, expected: clean & self.mask }
     }
 
+    #[inline(always)]
     fn used(&mut self) -> Option<Used> {
         if self.seen == self.filled {
             return None;
@@ -127,35 +173,13 @@ impl Ring for SplitRing {
     }
 
     #[inline(always)]
-    fn giving(&mut self, at: u32, count: usize) -> impl FnMut(u64) {
-        let mut row = self.row(at, count);
-        move |address| {
-            // The rest of the descriptor and the number in `avail` are those of the reset.
-            if let Some(descriptor) = row.next() {
-                descriptor.write64::<0>(address);
-            }
+    fn put_row(&mut self, at: u32, count: usize, writable: bool) -> impl FreeRow {
+        assert!(count <= self.to_end(at), "a row past the end of a ring");
+        if self.rewritten {
+            self.offer(at, count);
         }
-    }
-
-    #[inline(always)]
-    fn putting(&mut self, at: u32, count: usize) -> impl FnMut(u64, u32) {
-        let (mut row, mut head, mut put) = (self.row(at, count), at & self.mask, u32::from(self.put));
-        let (avail, mask, rewritten) = (&self.avail, self.mask, self.rewritten);
-        move |address, length| {
-            let Some(descriptor) = row.next() else { return };
-            descriptor.write64::<0>(address);
-            descriptor.write64::<DESC_REST>(length.into());
-            if rewritten {
-                avail.write16(RING + 2 * (put & mask) as usize, head as u16);
-                put += 1;
-                head += 1;
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn done(&mut self, count: usize) {
         self.put = self.put.wrapping_add(count as u16);
+        FreeDescriptors { row: self.desc.row((at & self.mask) as usize * DESC_BYTES, count), writable }
     }
 
     fn put_segment(&mut self, at: u32, address: u64, length: u32, segment: Segment) {

@@ -6,8 +6,10 @@
 
 use super::abi::{cap, common, pci, status};
 use crate::vfio::function::PciFunction;
+use crate::vfio::interrupt::LinkInterrupt;
 use crate::vfio::nic::NicError;
 use crate::vfio::registers::{Registers, TailRegister};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -128,7 +130,9 @@ pub(super) struct Transport {
     common: Window,
     notify: Window,
     notify_multiplier: u32,
-    /// Read by nobody: no vector, no interrupt. It must be there all the same.
+    /// Tells of changes of the configuration.
+    interrupt: Option<LinkInterrupt>,
+    /// Read by nobody: interrupts have vectors, or do not come. It must be there all the same.
     _isr: Window,
     config: Option<Window>,
 }
@@ -151,7 +155,15 @@ impl Transport {
         let (isr, _) = need(cap::ISR_CFG, 1, "the interrupt status")?;
         let config = window(&**function, &found, cap::DEVICE_CFG, 1).map(|(window, _)| window);
         let notify_multiplier = function.read_config(capability.at + cap::NOTIFY_OFF_MULTIPLIER, 4);
-        Ok(Self { function: Arc::clone(function), common, notify, notify_multiplier, _isr: isr, config })
+        Ok(Self {
+            function: Arc::clone(function),
+            common,
+            notify,
+            notify_multiplier,
+            interrupt: None,
+            _isr: isr,
+            config,
+        })
     }
 
     /// The function behind it.
@@ -257,9 +269,32 @@ impl Transport {
         Ok(TailRegister::new(Arc::clone(&self.notify.registers), register))
     }
 
-    /// No interrupt for a change of the configuration.
-    pub(super) fn silence_config(&self) {
-        self.common.write16(common::CONFIG_MSIX_VECTOR, common::NO_VECTOR);
+    /// Enables MSI-X vector 0, where it is to be had; a change of the configuration then has it.
+    pub(super) fn enable_interrupt(&mut self) {
+        self.interrupt = Some(LinkInterrupt::enable(&*self.function));
+    }
+
+    /// No interrupt any more.
+    pub(super) fn silence(&mut self) {
+        self.interrupt = None;
+        self.watch_config();
+    }
+
+    /// What interrupts are counted in.
+    pub(super) fn events(&self) -> Vec<BorrowedFd<'_>> {
+        self.interrupt.iter().flat_map(LinkInterrupt::events).collect()
+    }
+
+    /// Has a change of the configuration interrupt (4.1.5.1.2). A device that has not the means for it says NO_VECTOR, and there is none.
+    pub(super) fn watch_config(&self) {
+        let is_on = self.interrupt.as_ref().is_some_and(LinkInterrupt::is_on);
+        let vector = if is_on { 0 } else { common::NO_VECTOR };
+        self.common.write16(common::CONFIG_MSIX_VECTOR, vector);
+        if is_on && self.common.read16(common::CONFIG_MSIX_VECTOR) != vector {
+            tracing::debug!(
+                "no vector for changes of its configuration, so its link is looked at from time to time"
+            );
+        }
     }
 
     /// Reads the device configuration, of one generation (2.5.1); `None` where it does not stand still, or is not there.

@@ -6,8 +6,9 @@
 #![forbid(unsafe_code)]
 
 use super::abi::header;
+use super::bursts::{self, Usual};
 use super::checksum;
-use super::ledger::{Entry, Ledger};
+use super::ledger::{Entry, Ledger, Sent};
 use super::ring::{Ring, RingConfig, Segment};
 use super::rx::MAX_SEGMENTS;
 use super::trouble::{QueueState, Trouble};
@@ -51,11 +52,12 @@ struct Part {
 /// A transmit queue.
 pub(super) struct VirtioTx<R: Ring> {
     ring: R,
-    ledger: Ledger,
+    ledger: Ledger<Sent>,
     returned: Returned,
     frames: Arc<PoolMapping>,
     pool: Pool,
     pool_number: u32,
+    usual: Usual,
     headers: DmaBuffer,
     parts: TxParts,
     failed: bool,
@@ -77,11 +79,12 @@ impl<R: Ring> VirtioTx<R> {
     ) -> io::Result<Self> {
         Ok(Self {
             ring: R::new(space, RingConfig { size: parts.size, events: parts.events, buffer: 0 })?,
-            ledger: Ledger::new(parts.size),
+            ledger: Ledger::new(parts.size, Sent::new(parts.size)),
             returned: Returned::default(),
             frames: Arc::clone(frames),
             pool: frames.pool().clone(),
             pool_number: frames.pool().number(),
+            usual: Usual::new(frames.pool().number(), ETHERNET_HEADER, parts.max_len, parts.checksum),
             headers: space.allocate(usize::from(parts.size) * HEADER_STRIDE)?,
             parts,
             failed: false,
@@ -110,41 +113,25 @@ impl<R: Ring> VirtioTx<R> {
         }
         let (mut packets, mut bytes) = (0, 0);
         loop {
-            let count = self.reclaim_in_order(&mut bytes);
-            packets += count as u64;
+            let done = bursts::reclaim(&mut self.ring, &mut self.ledger);
+            packets += done.count as u64;
+            bytes += done.bytes;
             let Some(used) = self.ring.used() else { break };
-            if count > 0 {
+            // Usually nothing is left, unless the ring's end was reached.
+            if done.count > 0 {
                 continue;
             }
             let Some(length) = self.settle_unusual(used.id) else {
                 self.fail(Trouble::UsedId);
                 break;
             };
+            self.returned.free();
             packets += 1;
             bytes += u64::from(length);
         }
-        self.returned.free();
         self.state.looks.add(1);
         self.state.counters.packets.add(packets);
         self.state.counters.bytes.add(bytes);
-    }
-
-    /// Takes back packets of one descriptor in order, up to the end of the ring or the first that is not as usual: how many.
-    #[inline(always)]
-    fn reclaim_in_order(&mut self, bytes: &mut u64) -> usize {
-        let mut total = 0;
-        let used = self.ring.used_in_order(self.ledger.clean());
-        let count = self.returned.extend(self.ledger.front().iter().zip(used).map_while(|(entry, _)| {
-            if !entry.is_single() {
-                return None;
-            }
-            total += u64::from(entry.note());
-            Some(entry.frame())
-        }));
-        self.ledger.advance(count);
-        self.ring.consume(count as u32, count as u32);
-        *bytes += total;
-        count
     }
 
     /// Takes back a chain, or what comes out of order; the packet's length.
@@ -153,8 +140,8 @@ impl<R: Ring> VirtioTx<R> {
     fn settle_unusual(&mut self, id: u32) -> Option<u32> {
         let (returned, mut length) = (&mut self.returned, 0);
         let descriptors = self.ledger.settle_any(id, |entry| {
-            length += entry.any_note();
-            if let Some(frame) = entry.any_frame() {
+            length += entry.note();
+            if let Some(frame) = entry.frame() {
                 returned.add(frame);
             }
         });
@@ -165,53 +152,19 @@ impl<R: Ring> VirtioTx<R> {
     /// Puts packets from the front of `batch` on the ring, as many as there is room for.
     #[inline(always)]
     fn send(&mut self, batch: &mut Batch) {
-        // At most up to the end of the ring, and then from its beginning.
-        for _ in 0..2 {
-            let count = batch.len().min(self.ledger.row());
-            if count == 0 {
-                break;
-            }
-            // One pass without a branch for each.
-            if !batch.iter().take(count).fold(true, |all, packet| all & self.is_usual(packet)) {
-                let count = fitting(batch, self.ledger.room() as usize);
-                batch.drain_front(count, |packet| self.put_unusual(packet));
-                break;
-            }
-            self.put_row(batch, count);
+        if !bursts::send(&mut self.ring, &mut self.ledger, batch, &self.usual, &self.frames) {
+            self.send_unusual(batch);
         }
-        self.ledger.seal();
         if self.ring.publish(self.ledger.next()) {
             self.notify();
         }
     }
 
-    /// Whether a packet is like all others.
-    #[inline(always)]
-    fn is_usual(&self, packet: &Packet) -> bool {
-        let odd_length =
-            packet.len().wrapping_sub(ETHERNET_HEADER) > self.parts.max_len.wrapping_sub(ETHERNET_HEADER);
-        let foreign = packet.pool_number() != self.pool_number;
-        let asks = self.parts.checksum & packet.wants_checksum();
-        !(odd_length | packet.is_chained() | foreign | asks | (packet.headroom() < header::BYTES))
-    }
-
-    /// Puts the first `count` packets in a row, all of them as usual.
-    #[inline(always)]
-    fn put_row(&mut self, batch: &mut Batch, count: usize) {
-        let start = self.frames.base();
-        let mut put = self.ring.putting(self.ledger.next(), count);
-        let mut entries = self.ledger.back().iter_mut();
-        batch.drain_front(count, |packet| {
-            let length = packet.len() as u32;
-            let (frame, offset) = packet.into_frame_behind(&ZEROS);
-            put(start + frame.region_offset() + offset as u64, length + header::BYTES as u32);
-            if let Some(entry) = entries.next() {
-                *entry = Entry::single(frame, length);
-            }
-        });
-        drop(put);
-        self.ledger.entered(count);
-        self.ring.done(count);
+    #[cold]
+    #[inline(never)]
+    fn send_unusual(&mut self, batch: &mut Batch) {
+        let count = fitting(batch, self.ledger.room() as usize);
+        batch.drain_front(count, |packet| self.put_unusual(packet));
     }
 
     /// Any packet: chained, of an odd length, of another pool, without headroom, or to have its checksum filled in.
@@ -238,6 +191,8 @@ impl<R: Ring> VirtioTx<R> {
                 head[header::FLAGS] = header::NEEDS_CSUM;
                 head[header::CSUM_START..][..2].copy_from_slice(&start.to_le_bytes());
                 head[header::CSUM_OFFSET..][..2].copy_from_slice(&offset.to_le_bytes());
+            } else if checksum::stays_open(&packet) {
+                return self.state.counters.drops(DropReason::TxChecksum).add(1);
             }
         }
         let mut parts: [Option<Part>; MAX_SEGMENTS + 1] = [const { None }; MAX_SEGMENTS + 1];
@@ -348,8 +303,8 @@ impl<R: Ring> VirtioTx<R> {
     fn settle_unsent(&mut self) {
         let (returned, mut unsent) = (&mut self.returned, 0);
         self.ledger.drain(|entry| {
-            unsent += u64::from(entry.any_note() > 0);
-            if let Some(frame) = entry.any_frame() {
+            unsent += u64::from(entry.note() > 0);
+            if let Some(frame) = entry.frame() {
                 returned.add(frame);
             }
         });

@@ -8,7 +8,7 @@ use crate::vfio::dma::DmaSpace;
 use crate::vfio::function::{PciFunction, PciId};
 use crate::vfio::intel::mdic::MDIC;
 use crate::vfio::intel::rss::{RETA, RSSRK};
-use crate::vfio::model::ModelIommu;
+use crate::vfio::model::{ModelIommu, ModelMsix};
 use crate::vfio::registers::{RegisterSpace, Registers};
 use std::collections::HashMap;
 use std::io;
@@ -59,6 +59,7 @@ pub(super) struct Model {
     state: Mutex<State>,
     iommu: ModelIommu,
     space: Arc<DmaSpace>,
+    msix: ModelMsix,
 }
 
 /// What can be held by a driver.
@@ -149,7 +150,7 @@ impl Model {
         state.phy[0] = 1 << 12 | 1 << 8 | 1 << 6;
         state.phy[4] = 0xDE1;
         state.power_on();
-        let model = Arc::new(Self { state: Mutex::new(state), iommu, space });
+        let model = Arc::new(Self { state: Mutex::new(state), iommu, space, msix: ModelMsix::default() });
         let function: Arc<dyn PciFunction> = Arc::new(Function(Arc::clone(&model)));
         (model, function)
     }
@@ -178,6 +179,25 @@ impl Model {
     /// Sets a register as if the device had.
     pub(super) fn poke(&self, register: usize, value: u32) {
         self.state().set(register, value);
+    }
+
+    /// Plugs the cable in, or takes it out.
+    pub(super) fn plug(&self, cable: bool) {
+        self.state().cable = cable;
+        self.cause(icr::LSC);
+    }
+
+    /// A cause that is no queue's (7.4.3, 10.2.4): all of them are OTHER too, and that has a message, once until it is cleared.
+    pub(super) fn cause(&self, cause: u32) {
+        let mut state = self.state();
+        let before = state.get(ICR);
+        let after = before | cause | icr::OTHER;
+        state.set(ICR, after);
+        let new = (after & !before) & state.get(IMS) & icr::OTHER != 0;
+        let allocated = state.get(IVAR) >> 16 & 15;
+        if new && allocated & 8 != 0 && state.bus_master {
+            self.msix.send((allocated & 7) as usize);
+        }
     }
 
     pub(super) fn poke_phy(&self, register: usize, value: u16) {
@@ -439,6 +459,8 @@ impl RegisterSpace for Bar {
                 1 | u32::from(state.link()) << 1 | 2 << 6 | u32::from(master) << 19
             }
             EECD => value & !(1 << 9) | u32::from(state.resetting == 0) << 9,
+            // With MSI-X it is cleared by writing; while all is masked, by reading too.
+            ICR if state.get(IMS) != 0 => value,
             ICR | 0x4000..0x4100 => {
                 state.set(offset, 0);
                 if matches!(offset, 0x408C | 0x4094) {
@@ -464,6 +486,18 @@ impl RegisterSpace for Bar {
                 state.resetting = 3;
             }
             MDIC => state.mdic(value),
+            ICR => {
+                let left = state.get(ICR) & !value;
+                state.set(ICR, left);
+            }
+            IMS | IMC => {
+                let before = state.get(IMS);
+                state.set(IMS, if offset == IMS { before | value } else { before & !value });
+                let again = value & state.get(ICR) & icr::OTHER != 0 && before & icr::OTHER == 0;
+                if offset == IMS && again && state.get(IVAR) >> 16 & 8 != 0 {
+                    model.msix.send((state.get(IVAR) >> 16 & 7) as usize);
+                }
+            }
             STATUS | 0x4000..0x4100 => {}
             _ => state.set(offset, value),
         }
@@ -534,8 +568,8 @@ impl PciFunction for Function {
         5
     }
 
-    fn enable_msix(&self, _: u16) -> io::Result<Vec<OwnedFd>> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn enable_msix(&self, count: u16) -> io::Result<Vec<OwnedFd>> {
+        self.0.msix.enable(count)
     }
 
     fn is_going(&self) -> bool {

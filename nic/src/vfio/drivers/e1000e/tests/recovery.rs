@@ -90,6 +90,54 @@ fn a_recovery_waits_for_the_workers_and_not_the_workers_for_it() {
     assert_eq!(counters[1].drops(DropReason::TxUnsent).get(), 1);
 }
 
+/// Interrupts since the last time.
+fn interrupts(rig: &Rig) -> u64 {
+    rig.nic.events().into_iter().map(crate::vfio::sys::take_events).sum()
+}
+
+#[test]
+fn the_link_interrupts_and_an_overflow_does_not_again_and_again() {
+    let mut rig = Rig::new(Options::default());
+    rig.nic.link();
+    assert_eq!((rig.nic.events().len(), interrupts(&rig)), (1, 0));
+    for (cable, state) in [(false, LinkState::Down), (true, LinkState::Up { speed_mbps: Some(1000) })] {
+        rig.model.plug(cable);
+        assert_eq!(interrupts(&rig), 1);
+        assert_eq!((rig.nic.link(), interrupts(&rig)), (state, 0));
+    }
+    // RXO: it comes by the same vector, though it is masked. From then on the interrupt is off.
+    const RXO: u32 = 1 << 6;
+    rig.model.cause(RXO);
+    assert_eq!(interrupts(&rig), 1);
+    (0..5).for_each(|_| {
+        rig.nic.link();
+        rig.model.cause(RXO);
+    });
+    assert_eq!(interrupts(&rig), 0);
+    rig.model.plug(false);
+    assert_eq!((rig.nic.link(), interrupts(&rig)), (LinkState::Down, 0), "it is looked at all the same");
+    // For a second at most.
+    rig.nic.refresh();
+    rig.model.plug(true);
+    assert_eq!((interrupts(&rig), rig.nic.link()), (1, LinkState::Up { speed_mbps: Some(1000) }));
+    // Behind a reset, too.
+    rig.nic.impatient();
+    rig.model.state().hung = true;
+    rig.send(0, &plain(OWN, 60, 0));
+    (0..2).for_each(|_| rig.nic.refresh());
+    recover(&mut rig, 1);
+    rig.nic.link();
+    interrupts(&rig);
+    rig.model.plug(false);
+    assert_eq!((interrupts(&rig), rig.nic.link()), (1, LinkState::Down));
+    rig.nic.silence();
+    rig.nic.refresh();
+    assert_eq!((rig.nic.events().len(), rig.model.peek(super::super::registers::IMS)), (0, 0));
+    let model = rig.model.clone();
+    rig.close();
+    assert_eq!(model.peek(super::super::registers::IMS), 0);
+}
+
 #[test]
 fn without_a_link_nothing_hangs() {
     let mut rig = Rig::new(Options::default());

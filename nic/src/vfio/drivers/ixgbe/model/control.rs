@@ -268,6 +268,13 @@ impl Inner {
                 }
                 self.set(name, 0, value);
             }
+            "EIMS" => {
+                if value & !(1 << 20) != 0 {
+                    self.violation("an interrupt is enabled that nobody handles");
+                }
+                self.set(name, 0, old | value);
+                self.interrupt(old);
+            }
             "SWSM" => self.write_swsm(old, value),
             "SW_FW_SYNC" => self.write_sync(old, value),
             "MSCA" => self.write_msca(value),
@@ -284,6 +291,28 @@ impl Inner {
                 self.set(name, index, value);
                 self.write_unit(name, index, old, value);
             }
+        }
+    }
+
+    /// A cause that is no queue's.
+    pub(super) fn cause(&mut self, cause: u32) {
+        let before = self.get("EICR", 0);
+        let enabled = self.get("EIMS", 0);
+        self.set("EICR", 0, before | cause);
+        if cause & !before & enabled != 0 {
+            self.interrupt(0);
+        }
+    }
+
+    /// The message of a cause that has become enabled (7.3.4.3: by IVAR_MISC), once until EICR is read.
+    fn interrupt(&mut self, enabled_before: u32) {
+        let pending = self.get("EICR", 0) & self.get("EIMS", 0) & !enabled_before;
+        let allocated = self.get("IVAR_MISC", 0) >> 8;
+        if pending == 0 || self.get("GPIE", 0) & 1 << 4 == 0 || allocated & 0x80 == 0 || !self.bus_master {
+            return;
+        }
+        if let Some(msix) = &self.msix {
+            msix.send((allocated & 0x3F) as usize);
         }
     }
 

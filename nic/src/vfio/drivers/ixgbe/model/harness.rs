@@ -4,7 +4,7 @@
 use super::control::Control;
 use super::map::MAP;
 use super::{Fate, Inner, Kind, Model, Sent, VirtualClock};
-use crate::vfio::model::ModelIommu;
+use crate::vfio::model::{ModelIommu, ModelMsix};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -19,6 +19,7 @@ impl Model {
             iommu: iommu.clone(),
             clock: Arc::clone(&clock),
             bus_master: false,
+            msix: Some(ModelMsix::default()),
             unplugged: false,
             control: Control::new(),
             rx: Vec::new(),
@@ -119,9 +120,16 @@ impl Model {
     pub(in crate::vfio::drivers::ixgbe) fn cable(&self, there: bool, speed: u32) {
         let mut inner = self.lock();
         (inner.control.cable, inner.control.speed) = (there, speed);
+        inner.cause(1 << 20);
         if there {
             inner.transmit_all();
         }
+    }
+
+    /// It has no MSI-X.
+    pub(in crate::vfio::drivers::ixgbe) fn without_msix(self) -> Self {
+        self.lock().msix = None;
+        self
     }
 
     /// What the device or its firmware is bad at.

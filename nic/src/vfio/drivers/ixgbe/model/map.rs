@@ -71,6 +71,7 @@ static ROWS: &[Row] = &[
     rw("EIAC", 0x00810, 0, 0x7FFF_FFFF),
     rw("EIAM", 0x00890, 0, 0x7FFF_FFFF),
     rw("GPIE", 0x00898, 0, 0xC000_FFF0),
+    rw("IVAR_MISC", 0x00A00, 0, 0x0000_FFFF),
     many(rw("EIMS_EX", 0x00AA0, 0, ALL), 2, 4),
     many(wo("EIMC_EX", 0x00AB0, ALL), 2, 4),
     rw("FCTRL", 0x05080, 0, 0x0000_0702),

@@ -21,7 +21,7 @@ pub(super) use receive::Fate;
 
 use crate::vfio::dma::DmaSpace;
 use crate::vfio::function::{PciFunction, PciId};
-use crate::vfio::model::ModelIommu;
+use crate::vfio::model::{ModelIommu, ModelMsix};
 use crate::vfio::registers::{RegisterSpace, Registers};
 use control::Control;
 use map::{Access, MAP};
@@ -81,6 +81,7 @@ struct Inner {
     iommu: ModelIommu,
     clock: Arc<VirtualClock>,
     bus_master: bool,
+    msix: Option<ModelMsix>,
     unplugged: bool,
     control: Control,
     rx: Vec<RxContext>,
@@ -157,6 +158,9 @@ impl Inner {
         }
         let value = value & row.bits | old & !row.bits;
         self.check_time(row.name);
+        if row.name == "EIMC" {
+            self.set("EIMS", 0, self.get("EIMS", 0) & !value);
+        }
         if row.access != Access::Wo {
             self.write_special(row.name, index, old, value);
         }
@@ -273,8 +277,8 @@ impl PciFunction for Model {
         64
     }
 
-    fn enable_msix(&self, _: u16) -> io::Result<Vec<OwnedFd>> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn enable_msix(&self, count: u16) -> io::Result<Vec<OwnedFd>> {
+        self.lock().msix.as_ref().ok_or(io::ErrorKind::Unsupported)?.enable(count)
     }
 
     fn is_going(&self) -> bool {

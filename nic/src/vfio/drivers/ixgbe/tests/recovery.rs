@@ -47,6 +47,9 @@ fn a_hang_is_found_and_mended_on_every_chip() {
         assert!(matches!(bed.nic.link(), LinkState::Up { .. }), "{kind:?}");
         assert_eq!(bed.unsent(1, DropReason::TxUnsent), 10);
         assert_eq!(bed.dropped(0, DropReason::RxUnread) + bed.dropped(1, DropReason::RxUnread), 1);
+        bed.model.cable(true, 3 << 28);
+        let events = bed.nic.events().into_iter().map(crate::vfio::sys::take_events).sum::<u64>();
+        assert!(events > 0, "{kind:?}: the link interrupts as before");
         // Both ways work again, with the same queue for the same flow.
         bed.turn(SECOND);
         for round in 0..3 {
@@ -165,4 +168,42 @@ fn firmware_that_is_busy_puts_a_recovery_off() {
         assert_eq!(bed.model.wire(&frame(OURS, 60, 1)), Fate::Received(0));
         bed.close();
     }
+}
+
+#[test]
+fn the_other_port_s_semaphore_is_broken_when_its_time_is_over_and_not_before() {
+    for dies in [false, true] {
+        let mut bed = Bed::new(Kind::X540, &Wish::default());
+        hang(&mut bed, 0);
+        // SMBI, by a driver that is at work.
+        bed.model.poke("SWSM", 0, 1);
+        let held = |bed: &Bed| (bed.extra("hang_recoveries"), bed.model.peek("SWSM", 0) & 1);
+        for turn in 0..4 {
+            bed.turn(SECOND);
+            assert_eq!(held(&bed), (0, 1), "turn {turn}");
+        }
+        if !dies {
+            bed.model.poke("SWSM", 0, 0);
+        }
+        (0..6).for_each(|_| bed.turn(SECOND));
+        assert_eq!(held(&bed), (1, 0));
+        bed.close();
+    }
+}
+
+#[test]
+fn what_is_dropped_until_the_reset_counts() {
+    let mut bed = Bed::new(Kind::N82599, &Wish::default());
+    hang(&mut bed, 0);
+    bed.model.poke("QPRDC", 0, 7);
+    bed.model.poke("MPC", 0, 2);
+    while bed.model.resets().0 < 2 {
+        assert_eq!(bed.dropped(0, DropReason::RxRingFull), 0);
+        bed.turn(SECOND);
+    }
+    assert_eq!(bed.extra("hang_recoveries"), 0, "it is being reset");
+    let dropped = [DropReason::RxRingFull, DropReason::RxMissed].map(|reason| bed.dropped(0, reason));
+    assert_eq!(dropped, [7, 2]);
+    (0..4).for_each(|_| bed.turn(SECOND));
+    bed.close();
 }

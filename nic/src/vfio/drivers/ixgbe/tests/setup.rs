@@ -24,7 +24,7 @@ fn units_are_set_up_as_the_data_sheet_wants_it_without_dcb() {
         assert_eq!((peek("TXPBSIZE", 0) >> 10, peek("TXPBSIZE", 1), peek("MTQC", 0)), (160, 0, 0));
         assert_eq!(peek("MAXFRS", 0) >> 16, 1526, "1500, a header, two tags, and the check sequence");
         assert_eq!((peek("MFLCN", 0) & 8, peek("FCCFG", 0)), (0, 0), "no flow control");
-        assert_eq!((peek("EIMS", 0), peek("TDWBAL", 0)), (0, 0));
+        assert_eq!((peek("EIMS", 0), peek("TDWBAL", 0)), (1 << 20, 0), "no queue interrupts");
         assert_eq!(peek("SRRCTL", 0), 1 << 28 | 1 << 25 | 2);
         bed.close();
     }
@@ -67,6 +67,43 @@ fn every_speed_has_its_number() {
         assert_eq!(bed.nic.link(), LinkState::Down);
         bed.close();
     }
+}
+
+/// Interrupts since the last time.
+fn interrupts(bed: &Bed) -> u64 {
+    bed.nic.events().into_iter().map(crate::vfio::sys::take_events).sum()
+}
+
+#[test]
+fn the_link_interrupts_and_nothing_else_does() {
+    for kind in Kind::ALL {
+        let mut bed = Bed::new(kind, &Wish { rx: 2, tx: 2, ..Wish::default() });
+        interrupts(&bed);
+        for (cable, state) in [(false, LinkState::Down), (true, LinkState::Up { speed_mbps: Some(10_000) })] {
+            bed.model.cable(cable, 3 << 28);
+            assert_eq!((interrupts(&bed), bed.nic.link(), interrupts(&bed)), (1, state, 0), "{kind:?}");
+        }
+        for number in 0..100 {
+            let Fate::Received(queue) = bed.model.wire(&flow(number, 0)) else { panic!() };
+            let mut batch = Batch::new();
+            bed.rx[queue].receive(&mut batch);
+            bed.tx[queue].transmit(&mut batch);
+        }
+        assert_eq!(interrupts(&bed), 0, "packets are looked for");
+        assert_eq!(bed.model.peek("EIMS", 0), 1 << 20);
+        if kind == Kind::X540 {
+            bed.nic.silence();
+            assert_eq!((bed.nic.events().len(), bed.model.peek("EIMS", 0)), (0, 0));
+        }
+        let model = bed.model.clone();
+        bed.close();
+        assert_eq!(model.peek("EIMS", 0), 0);
+    }
+    let mut bed = Bed::on(Model::new(Kind::N82599).without_msix(), &Wish::default());
+    assert_eq!((bed.nic.events().len(), bed.model.peek("EIMS", 0)), (0, 0));
+    bed.model.cable(false, 0);
+    assert_eq!(bed.nic.link(), LinkState::Down, "it is looked at");
+    bed.close();
 }
 
 #[test]

@@ -7,7 +7,7 @@ fn bursts(test: &str, driver: &str, want: Want) {
     count(&format!("vfio::drivers::virtio_net::tests::cost::{test}"), driver, |marks| {
         let mut rig = Rig::new(Want { ring: 256, ..want });
         // A notification is a register's write, which costs what the bus does, and here what a model does.
-        rig.model.lock().wants_notifications = false;
+        rig.model.lock().want_no_notifications();
         let mut batch = Batch::new();
         for turn in 0..96 {
             let mut model = rig.model.lock();

@@ -1,6 +1,7 @@
 //! Devices of any kind: whatever they say, nothing panics, nothing outside is touched, and every frame is accounted for. `./test.sh --long` runs these
 //! campaigns for long: they are the driver's fuzz target.
 
+use super::super::model::Chain;
 use super::*;
 use proptest::prelude::*;
 
@@ -263,6 +264,107 @@ proptest! {
             settle(rig, &Sent::default())?;
         } else {
             prop_assert_eq!(rig.pool.audit().held, 0);
+        }
+    }
+}
+
+/// Each of these would be the next in order, if it were not for what is wrong: the right ones before it are taken, and nothing more.
+#[test]
+fn the_quick_way_ends_before_what_cannot_be() {
+    for want in Want::all_rings() {
+        let size = u32::from(want.ring);
+        for wrong in 0..7 {
+            let mut rig = Rig::new(want.clone());
+            let mut model = rig.model.lock();
+            let chains: Vec<Chain> = (0..5).map(|_| model.pop(0).unwrap()).collect();
+            for (number, chain) in chains.iter().enumerate() {
+                let (address, room, _) = chain.segments[0];
+                rig.model.iommu.write(address + 12, &payload(number, 60));
+                let id = u32::from(chain.id);
+                let (id, written) = match (number, wrong) {
+                    // The place is right, once the number is cut to it.
+                    (2, 0) => (id + size, 72),
+                    // The one that stays free; one from before, and one that comes later.
+                    (2, 1) => (size - 1, 72),
+                    (2, 2) => (chains[1].id.into(), 72),
+                    (2, 3) => (id, room + 1),
+                    (2, 4) => (id, 12),
+                    (2, 5) => (id, 11),
+                    (2, 6) => (id, u32::MAX),
+                    _ => (id, 72),
+                };
+                model.push_raw(0, id, written, 1, 1);
+            }
+            drop(model);
+            let batch = rig.receive(0);
+            assert_eq!(batch.len(), 2, "{wrong}");
+            assert!(batch.iter().enumerate().all(|(number, packet)| packet.data() == payload(number, 60)));
+            assert!(rig.receive(0).is_empty());
+            let counters = rig.rx_counters(0);
+            assert_eq!((counters.packets.get(), drops(&counters, DropReason::RxInvalidDescriptor)), (2, 1));
+            drop(batch);
+            rig.close();
+        }
+    }
+}
+
+#[test]
+fn the_quick_way_takes_the_longest_packet() {
+    for want in Want::all_rings() {
+        let mut rig = Rig::new(want);
+        let mut model = rig.model.lock();
+        let chain = model.pop(0).unwrap();
+        let room = chain.segments[0].1;
+        model.push(0, &chain, room);
+        drop(model);
+        let batch = rig.receive(0);
+        assert_eq!((batch.len(), batch.total_bytes()), (1, u64::from(room) - 12));
+        assert_eq!(rig.rx_counters(0).bytes.get(), u64::from(room) - 12);
+        drop(batch);
+        rig.close();
+    }
+}
+
+#[test]
+fn what_was_not_sent_does_not_come_back() {
+    for want in Want::all_rings() {
+        let size = u32::from(want.ring);
+        for wrong in 0..5 {
+            let mut rig = Rig::new(want.clone());
+            let mut batch = Batch::new();
+            // Once round the books, so that what is not outstanding looks as if it were.
+            for _ in 0..size / 32 {
+                (0..32).for_each(|number| batch.push(rig.packet(&payload(number, 60), &[])).unwrap());
+                rig.transmit(0, &mut batch);
+                assert_eq!(rig.model.lock().collect(0, 99).len(), 32);
+            }
+            (0..5).for_each(|number| batch.push(rig.packet(&payload(number, 60), &[])).unwrap());
+            rig.transmit(0, &mut batch);
+            assert!(batch.is_empty());
+            let before = rig.tx_counters(0).packets.get();
+            let mut model = rig.model.lock();
+            let mut ids: Vec<u32> = (0..5).map(|_| model.pop(1).unwrap().id.into()).collect();
+            let good = if wrong == 4 { 5 } else { 2 };
+            match wrong {
+                0 => ids[2] += size,
+                1 => ids[2] = ids[4] + 1,
+                2 => ids[2] = ids[1],
+                3 => ids[2] = u32::from(u16::MAX),
+                // All of them, and one more in order.
+                _ => ids.push(ids[4] + 1),
+            }
+            ids.iter().for_each(|id| model.push_raw(1, *id, 0, 1, 1));
+            drop(model);
+            rig.transmit(0, &mut batch);
+            let counters = rig.tx_counters(0);
+            // A split ring's index is past all that was sent then.
+            let past = wrong == 4 && want.offered & feature::RING_PACKED == 0;
+            assert_eq!(counters.packets.get() - before, if past { 0 } else { good }, "{wrong}");
+            batch.push(rig.packet(&payload(0, 60), &[])).unwrap();
+            rig.transmit(0, &mut batch);
+            assert_eq!(drops(&counters, DropReason::TxPortDown), 1);
+            rig.close();
+            assert_eq!(drops(&counters, DropReason::TxUnsent), if past { 5 } else { 5 - good });
         }
     }
 }

@@ -90,6 +90,44 @@ fn a_device_that_sends_nothing_is_reset() {
     }
 }
 
+/// Interrupts since the last time.
+fn interrupts(rig: &mut Rig) -> u64 {
+    rig.nic().nic.events().into_iter().map(crate::vfio::sys::take_events).sum()
+}
+
+#[test]
+fn the_link_interrupts_and_queues_do_not() {
+    let mut rig = Rig::new(Want::default());
+    assert_eq!(rig.nic().nic.events().len(), 1);
+    for up in [false, true] {
+        rig.model.set_link(up);
+        assert_eq!((interrupts(&mut rig), interrupts(&mut rig)), (1, 0));
+        assert_eq!(matches!(rig.nic().nic.link(), LinkState::Up { .. }), up);
+    }
+    // A reset takes the vector away; it is given again.
+    let resets = rig.model.lock().resets;
+    rig.model.lock().status |= status::DEVICE_NEEDS_RESET;
+    for _ in 0..4 {
+        rig.nic().nic.refresh();
+        rig.receive(0);
+        rig.transmit(0, &mut Batch::new());
+    }
+    assert_eq!(rig.model.lock().resets, resets + 1);
+    rig.model.set_link(false);
+    assert_eq!((interrupts(&mut rig), rig.nic().nic.link()), (1, LinkState::Down));
+    // The model would send to a vector that is there.
+    rig.nic().nic.silence();
+    assert!(rig.nic().nic.events().is_empty() && !rig.model.has_config_vector());
+    rig.close();
+    // A device that has no vector to give is looked at.
+    let mut rig = Rig::closed(Want::default());
+    rig.model.lock().refuses_vectors = true;
+    rig.try_open().unwrap();
+    rig.model.set_link(false);
+    assert_eq!((interrupts(&mut rig), rig.nic().nic.link()), (0, LinkState::Down));
+    rig.close();
+}
+
 #[test]
 fn neither_a_link_that_is_down_nor_a_worker_that_does_not_look_is_a_hang() {
     let mut rig = Rig::new(Want::default());

@@ -16,9 +16,9 @@ fn queues_are_spread_by_rss_with_our_key_and_table() {
         assert!((0..128).all(|entry| data[8 + 2 * entry] as usize == entry % 3));
         assert_eq!(data[264..267], [3, 0, 40]);
         assert_eq!((&data[267..270], data.len()), (&[0x6D, 0x5A, 0x6D][..], 307));
-        // Three receive, two transmit queues and the control queue; none has a vector.
-        let enabled: Vec<usize> = (0..9).filter(|queue| model.lock().enabled(*queue).is_some()).collect();
-        assert_eq!(enabled, [0, 1, 2, 3, 4, 8]);
+        // Three receive and two transmit queues, one that makes them three pairs, and the control queue; none has a vector.
+        let enabled = enabled(&model);
+        assert_eq!(enabled, [0, 1, 2, 3, 4, 5, 8]);
         assert!(enabled.iter().all(|queue| model.lock().enabled(*queue).unwrap().1 == common::NO_VECTOR));
         for queue in 0..3 {
             assert!(model.lock().deliver(queue, &payload(queue, 60)));
@@ -37,9 +37,39 @@ fn without_rss_the_device_chooses_among_as_many_queues() {
     let offered = ALL & !feature::RSS;
     let mut rig = Rig::new(Want { offered, pairs: 4, rx_queues: 4, tx_queues: 2, ..Want::default() });
     assert_eq!(rig.model.lock().commands[0], [4, 0, 4, 0]);
+    assert_eq!(enabled(&rig.model), (0..9).collect::<Vec<_>>(), "as many pairs as it was told of");
     rig.close();
     let error = Rig::refused(Want { offered, pairs: 4, tx_queues: 2, ..Want::default() });
     assert!(error.contains("choose queues=2"), "{error}");
+}
+
+/// The queues that the device has.
+fn enabled(model: &Model) -> Vec<usize> {
+    (0..9).filter(|queue| model.lock().enabled(*queue).is_some()).collect()
+}
+
+#[test]
+fn a_device_has_whole_pairs_of_queues_after_a_reset_too() {
+    for want in Want::all_rings() {
+        let mut rig = Rig::new(Want { pairs: 4, rx_queues: 1, tx_queues: 3, ..want });
+        let (model, pairs) = (rig.model.clone(), [0, 1, 2, 3, 4, 5, 8]);
+        assert_eq!(enabled(&model), pairs);
+        // With RSS, none is for the receive queues that nobody reads.
+        assert!((0..128).all(|entry| model.lock().commands[0][10 + 2 * entry] == 0));
+        model.lock().status |= status::DEVICE_NEEDS_RESET;
+        rig.nic().nic.refresh();
+        assert!(enabled(&model).is_empty());
+        for _ in 0..2 {
+            rig.receive(0);
+            (0..3).for_each(|queue| rig.transmit(queue, &mut Batch::new()));
+            rig.nic().nic.refresh();
+        }
+        assert_eq!(
+            (enabled(&model), rig.nic().nic.link()),
+            (pairs.to_vec(), LinkState::Up { speed_mbps: Some(10_000) })
+        );
+        rig.close();
+    }
 }
 
 #[test]

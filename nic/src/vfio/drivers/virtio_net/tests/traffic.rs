@@ -177,6 +177,53 @@ fn whatever_a_packet_looks_like_it_is_sent_whole_or_dropped_by_name() {
 }
 
 #[test]
+fn one_odd_packet_in_a_burst_does_not_pass_for_a_plain_one() {
+    for want in Want::all_rings() {
+        for odd in 0..6 {
+            let mut rig = Rig::new(want.clone());
+            let other = Pool::new(&PoolConfig { frames: 64, ..PoolConfig::default() }).unwrap();
+            let (packet, dropped) = match odd {
+                0 => (packet_of(&other, &payload(1, 100), &[]), None),
+                1 => (rig.packet(&payload(1, 13), &[]), Some(DropReason::TxUndersize)),
+                2 => (rig.packet(&payload(1, 1515), &[]), Some(DropReason::TxOversize)),
+                3 => (rig.packet(&payload(1, 100), &[40]), None),
+                _ => {
+                    let mut packet = rig.packet(&payload(1, 100), &[]);
+                    let bytes = packet.headroom() - if odd == 4 { 11 } else { 13 };
+                    packet.prepend(bytes).unwrap().fill(1);
+                    (packet, None)
+                }
+            };
+            let mut wanted = vec![payload(0, 60), packet.to_vec(), payload(2, 60)];
+            let mut batch = Batch::new();
+            batch.push(rig.packet(&wanted[0], &[])).unwrap();
+            batch.push(packet).unwrap();
+            batch.push(rig.packet(&wanted[2], &[])).unwrap();
+            rig.transmit(0, &mut batch);
+            assert!(batch.is_empty());
+            if dropped.is_some() {
+                wanted.remove(1);
+            }
+            let mut model = rig.model.lock();
+            for wanted in &wanted {
+                let chain = model.pop(1).unwrap();
+                let (header, packet) = model.gather(&chain);
+                assert_eq!((header, &packet), ([0; 12], wanted), "{odd}");
+                // A header does not go where a chain's segments have theirs.
+                let [(address, ..)] = chain.segments[..] else { continue };
+                assert!((address - rig.frames.base()) % 2048 >= 64, "{odd}");
+            }
+            assert!(model.pop(1).is_none());
+            drop(model);
+            let lost = rig.tx_counters(0).all_drops().filter(|(_, count)| *count > 0).collect::<Vec<_>>();
+            assert_eq!(lost, dropped.map(|reason| (reason, 1)).into_iter().collect::<Vec<_>>());
+            rig.close();
+            assert_eq!(other.audit().held, 0);
+        }
+    }
+}
+
+#[test]
 fn checksums_go_both_ways() {
     for want in Want::all_rings() {
         let mut rig = Rig::new(Want { checksum: true, ..want });
@@ -209,6 +256,57 @@ fn checksums_go_both_ways() {
         assert_eq!(checked, [Checksum::Good, Checksum::Good, Checksum::Unknown, Checksum::Unknown]);
         assert!(batch.iter().take(3).all(|packet| packet.data() == bytes));
         drop(batch);
+        rig.close();
+    }
+}
+
+#[test]
+fn a_checksum_that_nobody_can_fill_in_is_not_left_open_in_silence() {
+    let ipv4 = |protocol: u8, fragment: u8, total: u8| {
+        [
+            &[2; 12][..],
+            &[8, 0, 0x45, 0, 0, total, 0, 0, fragment, 0, 64, protocol, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2],
+            &[7; 40],
+        ]
+        .concat()
+    };
+    let ipv6 = |next: u8| [&[2; 12][..], &[0x86, 0xDD, 0x60, 0, 0, 0, 0, 40, next, 64], &[1; 72]].concat();
+    let arp = [&[2; 12][..], &[8, 6], &[1; 46]].concat();
+    // Each with where it is cut, and whether it goes; all ask.
+    let packets = [
+        (ipv4(17, 0x20, 60), None, false),
+        (ipv4(6, 0, 60), Some(40), false),
+        (ipv4(6, 0, 200), None, false),
+        (ipv4(6, 0, 10), None, false),
+        (ipv4(1, 0, 60), None, true),
+        (ipv4(1, 0, 61), None, false),
+        (ipv4(1, 0, 60), Some(33), false),
+        (ipv4(17, 0, 60), None, true),
+        (arp, None, true),
+        (ipv6(0), None, false),
+        (ipv6(44), None, false),
+        (ipv6(58), None, true),
+        (ipv6(58), Some(20), false),
+        (ipv6(17), None, true),
+        (vec![2; 14], None, true),
+    ];
+    for want in Want::all_rings() {
+        let mut rig = Rig::new(Want { checksum: true, ..want });
+        let mut batch = Batch::new();
+        for (bytes, cut, _) in &packets {
+            let mut packet = rig.packet(bytes, cut.as_slice());
+            packet.fill_checksum(true);
+            batch.push(packet).unwrap();
+        }
+        rig.transmit(0, &mut batch);
+        let sent = rig.model.lock().collect(0, 99);
+        let asked: Vec<usize> =
+            sent.iter().map(|(header, packet)| packet.len() * usize::from(header[0])).collect();
+        // Of those that went, TCP's and UDP's ask the device.
+        assert_eq!(asked, [0, 74, 0, 0, 94, 0], "{sent:?}");
+        let stopped = packets.iter().filter(|(.., goes)| !goes).count();
+        assert_eq!(drops(&rig.tx_counters(0), DropReason::TxChecksum), stopped as u64);
+        assert_eq!(sent.len(), packets.len() - stopped);
         rig.close();
     }
 }
