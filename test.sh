@@ -431,7 +431,7 @@ campaign() {
         seconds=5
     fi
     while ((SECONDS < seconds)); do
-        if ! PROPTEST_CASES=500 "$binary" --exact "$test" >"$log" 2>&1; then
+        if ! PROPTEST_CASES=100 "$binary" --exact "$test" >"$log" 2>&1; then
             cat "$log"
             return 1
         fi
