@@ -81,7 +81,7 @@ drop_reasons! {
     TxOversize = "tx_oversize",
     /// Shorter than an Ethernet header.
     TxUndersize = "tx_undersize",
-    /// The device was to fill in its checksum and cannot: of a fragment, behind an extension header of IPv6, or where headers are not whole in the first segment.
+    /// The device was to fill in its checksum and cannot: behind an extension header of IPv6, or where headers are not whole in the first segment.
     TxChecksum = "tx_checksum",
     /// The kernel took it for transmission, and the device refused it: its queue was full, or it has no carrier.
     TxDropped = "tx_dropped",

@@ -29,7 +29,7 @@ pub(super) trait Control: Send {
 }
 
 /// How long a command may take when a port is opened.
-pub(super) const COMMAND_TIME: Duration = super::patience(2000);
+pub(super) const COMMAND_TIME: Duration = super::patience(5000);
 
 /// One of a layout.
 pub(super) struct ControlQueue<R: Ring> {
