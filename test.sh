@@ -2,7 +2,7 @@
 # Runs every test of the project: format, lints, docs, unit and property tests, loom, tests in network namespaces and in a
 # guest, the release build, and the demo. See "Testing" in CONTRIBUTING.md.
 #
-#   ./test.sh           everything; every property test for 10 s, floods, starts and kills for about as long
+#   ./test.sh           everything; every property test for 10 s (5 s below nic/src/vfio), floods, starts and kills for about as long
 #   ./test.sh --long    every property test for 30 s, those of what a NIC may do to its driver for 10 min, and many times the rounds of
 #                       floods, starts and kills
 #   ./test.sh STAGE...  only these stages, by the names that it prints: ./test.sh --long "property tests"

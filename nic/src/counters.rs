@@ -71,7 +71,7 @@ drop_reasons! {
     RxTruncated = "rx_truncated",
     /// The device found it damaged: its frame check sequence is wrong, or its end is missing.
     RxDamaged = "rx_damaged",
-    /// Received by the kernel or the device, but not yet read by a worker when the port was closed.
+    /// Received by the kernel or the device, but not yet read by a worker when the port was closed, or its device reset.
     RxUnread = "rx_unread",
     /// The transmit ring was full: the port takes packets more slowly than they come.
     TxRingFull = "tx_ring_full",
@@ -89,7 +89,7 @@ drop_reasons! {
     TxPortDown = "tx_port_down",
     /// The packet's frame is of a pool that the port cannot send from, and there was no frame to copy it to.
     TxForeignPool = "tx_foreign_pool",
-    /// Taken for transmission, but not yet sent when the port was closed.
+    /// Taken for transmission, but not yet sent when the port was closed, or its device reset.
     TxUnsent = "tx_unsent",
     /// The application sent it to a port that this worker has no transmit queue of.
     NoTxQueue = "no_tx_queue",

@@ -4,7 +4,7 @@
 use super::vfio::{ADDRESSES, IGB};
 use super::{VIRTIO, with_iommu_device};
 use crate::common::kit;
-use bench::vm::{Session, VmError, build};
+use bench::vm::{Guest, Session, VmError, build};
 use std::time::Duration;
 
 /// A NIC that no driver knows, and one of two that share an IOMMU group.
@@ -60,6 +60,28 @@ fn guest_vfio_failures_say_the_way_out() {
         fails(session, "0000:00:1e.7", &["there is no PCI device at", igb])?;
         fails(session, STRANGER, &["no driver of Isoplane knows", "15ad:07b0"])?;
         fails(session, SHARED, &["shares IOMMU group", "virtio-pci"])?;
+        Ok(())
+    };
+    machine.converse(&kit, run).unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
+fn guest_without_an_iommu_says_so() {
+    let Some(kit) = kit("guest_without_an_iommu_says_so") else { return };
+    let l2fwd = build("l2fwd").unwrap_or_else(|error| panic!("{error}"));
+    let igb = ADDRESSES[IGB[0]];
+    let machine = Guest::new("no-iommu")
+        .cpus(1)
+        .module("vfio-pci")
+        .file("bin/l2fwd", &l2fwd)
+        .nic(&format!("igb,addr=0x{}", &igb[8..10]))
+        .timeout(Duration::from_secs(60));
+    let run = |session: &mut Session| {
+        for (option, words) in [("", "is behind no IOMMU"), ("?iommu=off", "enable_unsafe_noiommu_mode")] {
+            let command = format!("l2fwd --port 'vfio:{igb}{option}' --port mem:null --duration 1");
+            let said = refused(session, &command, "status 1")?;
+            assert!(said.contains(words), "{words}: {said}");
+        }
         Ok(())
     };
     machine.converse(&kit, run).unwrap_or_else(|error| panic!("{error}"));

@@ -56,7 +56,7 @@ pub(super) fn open(binding: Binding) -> Result<Opened, VfioError> {
         Ok::<_, VfioError>(Some(file))
     })?;
     let membership = Membership::new(group, binding);
-    let Some(file) = &membership.group.file else { return Err(VfioError::NoGroupFile) };
+    let Some(file) = &membership.group.file else { return Err(VfioError::DeviceBusy { path }) };
     let name = CString::new(address).map_err(|error| VfioError::system("a device's name")(error.into()))?;
     let fd = sys::device_fd(file.as_fd(), &name).map_err(|error| match error.raw_os_error() {
         Some(libc::EBUSY) => VfioError::DeviceBusy { path: path.clone() },

@@ -18,8 +18,6 @@ pub(super) enum VfioError {
     NotViable { path: String },
     #[error("the device is open already, by {path}: it can be one port only")]
     DeviceBusy { path: String },
-    #[error("its IOMMU group is open by iommufd already: pass the same iommu=... to all ports of the group")]
-    NoGroupFile,
     #[error(
         "this kernel has no iommufd for devices ({missing} is missing; CONFIG_IOMMUFD, CONFIG_VFIO_DEVICE_CDEV): pass iommu=group"
     )]

@@ -161,16 +161,11 @@ pub(crate) enum PciError {
         address: PciAddress,
     },
     /// The device is given to others by the mode of a file.
-    #[error("no permission to open {path}: run as root, or let root give it to you: chown \"$USER\" {path}")]
+    #[error("no permission to open {path}: run as root, or let root give it to you: chown NAME {path}")]
     NoPermission {
         /// What was to be opened.
         path: String,
     },
-    /// DMA memory is locked, and that is limited.
-    #[error(
-        "the packet memory cannot be locked for the device (ENOMEM): run as root, or raise \"ulimit -l\" to the size of the packet memory and some MiB"
-    )]
-    LockedMemory,
     /// A file of the kernel's cannot be read.
     #[error("cannot read {path}: {}", in_words(source))]
     Unreadable {
@@ -274,14 +269,6 @@ impl PciError {
                 what: "attach the device to an address space (VFIO_DEVICE_ATTACH_IOMMUFD_PT)".into(),
                 source: error,
             },
-        }
-    }
-
-    /// What it means that memory could not be mapped for the device.
-    pub(crate) fn of_map(error: io::Error) -> Self {
-        match error.raw_os_error() {
-            Some(libc::ENOMEM) => Self::LockedMemory,
-            _ => Self::Open { what: "map the packet memory for the device".into(), source: error },
         }
     }
 }

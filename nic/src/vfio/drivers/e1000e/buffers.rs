@@ -1,6 +1,6 @@
 //! How large the device may think a receive buffer is.
 //!
-//! It knows sizes of whole KB (RCTL.FLXBUF) and a few more (RCTL.BSIZE), and behind a frame's headroom is mostly less than the next larger one: 1920 bytes of a
+//! It knows sizes of whole KB (RCTL.FLXBUF) and a few more (RCTL.BSIZE), and behind a frame's headroom is mostly less than the next larger one: 1536 bytes of a
 //! 2 KiB frame. There are two honest ways. Without RCTL.LPE it discards what is longer than 1522 bytes, so that it never writes more than that, whatever size
 //! it was told: a frame holds a whole packet. With RCTL.LPE it may write all that it was told, so it is told no more than there is, and a longer packet becomes a chain.
 #![forbid(unsafe_code)]
