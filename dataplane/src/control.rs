@@ -6,6 +6,7 @@
 
 use crate::arguments::DataplaneArgs;
 use crate::error::Error;
+use crate::link_pace::{CONTROL_PERIOD, LinkPace};
 use crate::punt;
 use crate::registry::Registry;
 use crate::retired_tables::RetiredTables;
@@ -16,14 +17,13 @@ use crate::watchdog::Watchdog;
 use crate::worker::RunState;
 use nic::Pool;
 use nic::port::{LinkState, PortGone};
-use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// How long the control core sleeps at most: link changes are noticed this soon, those that a port has a descriptor for at once.
-const CONTROL_PERIOD: Duration = Duration::from_millis(100);
 /// How often the ports' counters are brought up to date, drawn or not, and the workers' affinity is looked at.
 const REFRESH_PERIOD: Duration = Duration::from_secs(1);
+/// Between two of them at least, however often the table is drawn: what counts them takes each for about a second.
+const LEAST_REFRESH_PERIOD: Duration = Duration::from_millis(500);
 /// A worker ends within one turn of its loop.
 const LONG_END: Duration = Duration::from_secs(2);
 
@@ -39,14 +39,13 @@ pub(crate) fn run(
 ) -> Result<Option<PortGone>, Error> {
     let start = Instant::now();
     let mut next_table = args.stats_period;
-    let mut next_check = Duration::ZERO;
+    let mut pace = LinkPace::default();
     let mut next_refresh = REFRESH_PERIOD;
     let mut watchdog = Watchdog::new(args.watchdog, registry);
     let mut retired = RetiredTables::default();
     let ended = loop {
         let elapsed = start.elapsed();
-        if elapsed >= next_check {
-            next_check = elapsed + CONTROL_PERIOD;
+        if pace.is_due(elapsed) {
             watch_links(registry, state);
             punt::refresh(registry);
             if let Some(gone) = all_gone(registry) {
@@ -59,7 +58,8 @@ pub(crate) fn run(
         watchdog.look(registry, &state.readers, elapsed);
         watcher.look(registry);
         let draw = !args.stats_period.is_zero() && elapsed >= next_table;
-        if draw || elapsed >= next_refresh {
+        let due = next_refresh - if draw { REFRESH_PERIOD - LEAST_REFRESH_PERIOD } else { Duration::ZERO };
+        if elapsed >= due {
             next_refresh = elapsed + REFRESH_PERIOD;
             registry.ports.iter_mut().for_each(|entry| entry.port.refresh());
             watch_affinity(registry);
@@ -79,7 +79,7 @@ pub(crate) fn run(
         {
             break None;
         }
-        let mut until = next_check.min(next_refresh).min(watchdog.next());
+        let mut until = pace.next().min(next_refresh).min(watchdog.next());
         if !args.stats_period.is_zero() {
             until = until.min(next_table);
         }
@@ -90,9 +90,9 @@ pub(crate) fn run(
             until = until.min(elapsed + LOOK_PERIOD);
         }
         let alive = registry.ports.iter().filter(|entry| !matches!(entry.link, LinkState::Gone(_)));
-        let events: Vec<BorrowedFd<'_>> = alive.flat_map(|entry| entry.port.events()).collect();
-        if signals.wait(until.saturating_sub(start.elapsed()), &events) {
-            next_check = Duration::ZERO;
+        let events = alive.filter(|_| pace.listens()).flat_map(|entry| entry.port.events());
+        if signals.wait(until.saturating_sub(start.elapsed()), &events.collect::<Vec<_>>()) {
+            pace.interrupt();
         }
     };
     // As long as the workers are there.

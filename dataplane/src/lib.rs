@@ -15,6 +15,7 @@ mod error;
 pub mod ethernet;
 mod idle;
 mod isolation_args;
+mod link_pace;
 mod loop_gap;
 mod outputs;
 mod placement;

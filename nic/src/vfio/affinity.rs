@@ -11,7 +11,9 @@ pub(super) fn deliver(root: &Path, address: &str, cpu: usize) -> io::Result<()> 
     for entry in fs::read_dir(root.join("sys/bus/pci/devices").join(address).join("msi_irqs"))? {
         let irq = root.join("proc/irq").join(entry?.file_name());
         let allowed = irq.join("smp_affinity_list");
-        fs::write(&allowed, &wanted)?;
+        if fs::read_to_string(&allowed)?.trim() != wanted {
+            fs::write(&allowed, &wanted)?;
+        }
         // What was written holds at once only where the interrupt controller can move an interrupt that is not being served; elsewhere the next one
         // still comes to the old CPU. Some kernels do not tell.
         let effective = match fs::read_to_string(irq.join("effective_affinity_list")) {
@@ -52,6 +54,9 @@ mod tests {
         };
         deliver(root, address, 2).unwrap();
         assert_eq!(allowed(), ["2", "2", "0-7\n"], "those of this device, and nobody else's");
+        put("proc/irq/41/smp_affinity_list", "5\n");
+        deliver(root, address, 2).unwrap();
+        assert_eq!(allowed(), ["2", "2", "0-7\n"], "moved away, and back again");
         put("proc/irq/40/effective_affinity_list", "3\n");
         put("proc/irq/41/effective_affinity_list", "3\n");
         deliver(root, address, 3).unwrap();

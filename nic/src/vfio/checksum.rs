@@ -143,7 +143,8 @@ pub(crate) fn stays_open(packet: &Packet) -> bool {
             None => return true,
         },
         // No IP at all.
-        _ => return false,
+        Some(_) => return false,
+        None => return true,
     };
     // TCP and UDP, and in IPv6 what may be before them: hop-by-hop options, routing, destination options (RFC 8200), authentication.
     matches!(protocol, 6 | 17 | 0 | 43 | 51 | 60)

@@ -16,6 +16,8 @@ pub(super) struct VfioPort {
     max_packet_len: usize,
     /// Why it has gone.
     gone: Option<String>,
+    /// The CPU that its interrupts are to come to, where they do.
+    interrupted: Option<usize>,
     nic: Box<dyn Nic>,
     function: Arc<VfioFunction>,
 }
@@ -28,7 +30,7 @@ impl VfioPort {
         nic: Box<dyn Nic>,
         function: Arc<VfioFunction>,
     ) -> Self {
-        Self { name, words, max_packet_len, gone: None, nic, function }
+        Self { name, words, max_packet_len, gone: None, interrupted: None, nic, function }
     }
 }
 
@@ -80,7 +82,11 @@ impl Port for VfioPort {
 
     fn deliver_interrupts(&mut self, cpu: usize) {
         // A worker's CPU is to see none, and nothing depends on them.
-        if self.gone.is_none() && !self.function.deliver_interrupts(cpu) {
+        if self.gone.is_some() {
+            return;
+        }
+        self.interrupted = Some(cpu).filter(|cpu| self.function.deliver_interrupts(*cpu));
+        if self.interrupted.is_none() {
             self.nic.silence();
         }
     }
@@ -88,6 +94,10 @@ impl Port for VfioPort {
     fn refresh(&mut self) {
         if self.gone.is_none() {
             self.nic.refresh();
+        }
+        // Whoever spreads interrupts over the CPUs (irqbalance) knows nothing of workers.
+        if let Some(cpu) = self.interrupted {
+            self.deliver_interrupts(cpu);
         }
     }
 

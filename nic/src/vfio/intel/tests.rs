@@ -333,6 +333,24 @@ fn one_odd_packet_is_seen_wherever_in_a_burst_it_is() {
 }
 
 #[test]
+fn a_packet_that_has_just_room_is_sent_and_one_that_has_none_waits() {
+    let (mut rig, rx, mut tx) = Rig::new(1024, 64);
+    let mut batch = Batch::new();
+    (0..61).for_each(|seed| batch.push(packet(&rig.pool, &[60], seed).unwrap()).unwrap());
+    tx.transmit(&mut batch);
+    // Two places are left, and one more would be a context's, of a packet that asks for a checksum.
+    batch.push(packet(&rig.pool, &[60, 60], 61).unwrap()).unwrap();
+    batch.push(packet(&rig.pool, &[60], 62).unwrap()).unwrap();
+    tx.transmit(&mut batch);
+    assert_eq!((batch.len(), drops(tx.counters())), (1, 0));
+    assert_eq!(rig.send(99).len(), 62);
+    tx.transmit(&mut batch);
+    assert_eq!((batch.len(), rig.send(99).len()), (0, 1));
+    drop((rx, tx));
+    rig.check_closed();
+}
+
+#[test]
 fn a_hung_ring_is_rebuilt_at_its_gate() {
     let (mut rig, mut rx, mut tx) = Rig::new(1024, 64);
     let mut batch = Batch::new();

@@ -324,7 +324,8 @@ impl<F: TxFormat> IntelTx<F> {
                 return Err(DropReason::TxOversize);
             }
         }
-        if segments(packet) + usize::from(self.checksum) > self.frames.free() {
+        let places = segments(packet) + usize::from(self.checksum && packet.wants_checksum());
+        if places > self.frames.free() {
             return Err(DropReason::TxRingFull);
         }
         if missing > 0 {

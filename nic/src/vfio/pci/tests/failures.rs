@@ -210,7 +210,7 @@ fn no_permission() {
     let binding = bind(&machine.nic(), PLAIN).unwrap();
     says(
         &PciError::NoPermission { path: binding.group_path().unwrap() },
-        &["no permission to open /dev/vfio/7", "run as root", "chown \"$USER\" /dev/vfio/7"],
+        &["no permission to open /dev/vfio/7", "run as root", "chown NAME /dev/vfio/7"],
     );
     says(&PciError::NotRoot { address: address("03:00.0") }, &["0000:03:00.0", "run as root"]);
     // Whatever else opening it says.

@@ -289,6 +289,7 @@ fn a_checksum_that_nobody_can_fill_in_is_not_left_open_in_silence() {
         (ipv6(58), Some(20), false),
         (ipv6(17), None, true),
         (vec![2; 14], None, true),
+        (vec![2; 14], Some(5), false),
     ];
     for want in Want::all_rings() {
         let mut rig = Rig::new(Want { checksum: true, ..want });
