@@ -580,9 +580,9 @@ fn who_has_the_guards_when_the_phy_is_given_back_keeps_them() {
         bench.model.keep_smbi(false);
         if again {
             // It is still ours.
-            drop(access.acquire(Patience::LONG).unwrap());
+            drop(access.acquire(Patience::SHORT).unwrap());
         } else {
-            access.give_back(Patience::LONG);
+            access.give_back(Patience::SHORT);
         }
         assert_eq!(bench.model.breaches(), (vec![], [0, 0]));
     }
