@@ -66,8 +66,9 @@ fn what_could_not_be_given_back_is_still_ours() {
 }
 
 #[test]
-fn a_recovery_takes_back_at_the_next_step_what_it_could_not_give_back() {
-    for (kind, register) in [(Kind::X540, "CTRL"), (Kind::N82599, "AUTOC")] {
+fn what_a_recovery_could_not_give_back_is_given_back_at_the_next_step_or_at_the_end() {
+    let steps = [(Kind::X540, "CTRL"), (Kind::N82599, "AUTOC")];
+    for ((kind, register), close) in steps.into_iter().flat_map(|step| [(step, false), (step, true)]) {
         let mut bed = Bed::new(kind, &Wish::default());
         recovery::hang(&mut bed, 0);
         bed.model.trouble(Trouble::SmbiGoesWith(register));
@@ -76,6 +77,10 @@ fn a_recovery_takes_back_at_the_next_step_what_it_could_not_give_back() {
         }
         assert_ne!(bed.model.peek("SW_FW_SYNC", 0), 0, "{kind:?}");
         bed.model.poke("SWSM", 0, 0);
+        if close {
+            bed.close();
+            continue;
+        }
         bed.turn(Duration::from_secs(1));
         assert_eq!(bed.model.peek("SW_FW_SYNC", 0), 0, "{kind:?}: the firmware may have it");
         (0..4).for_each(|_| bed.turn(Duration::from_secs(1)));
