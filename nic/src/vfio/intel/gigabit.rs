@@ -44,6 +44,8 @@ pub(crate) trait GigabitChip: Send {
     fn acknowledge(&self);
     /// Lets it come again, about once a second.
     fn rearm(&self) {}
+    /// Makes up for what could not be done at once, about once a second.
+    fn tidy(&self) {}
     /// No interrupt any more, behind a reset neither.
     fn silence(&mut self);
     /// No packet more, no interrupt, and no new request as a bus master.
@@ -205,7 +207,7 @@ impl<C: GigabitChip> GigabitNic<C> {
         }
         if let Err(error) = chip.set_up(since.elapsed()) {
             halt.pause();
-            if since.elapsed() <= RESET_LIMIT {
+            if since.elapsed() <= 2 * RESET_LIMIT {
                 // What somebody else uses may be free at the next step.
                 return;
             }
@@ -282,6 +284,7 @@ impl<C: GigabitChip> Nic for GigabitNic<C> {
         match mem::replace(&mut self.state, State::Running) {
             State::Running => {
                 self.count();
+                self.parts.chip.tidy();
                 if self.parts.interrupt.is_on() {
                     self.parts.chip.rearm();
                 }

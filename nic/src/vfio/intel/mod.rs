@@ -6,6 +6,7 @@ pub(crate) mod filters;
 pub(crate) mod format;
 pub(crate) mod gigabit;
 pub(crate) mod hang;
+pub(crate) mod kept;
 pub(crate) mod mdic;
 #[cfg(test)]
 pub(crate) mod model;

@@ -23,7 +23,7 @@ use crate::vfio::nic::{Halt, KnownDevice, NEVER_RUN_ON_SILICON, NicConfig, NicDr
 use crate::vfio::registers::TailRegister;
 use nic::{Igb, IgbNic};
 use registers::{QUEUES, REGISTERS_BYTES, rdt, tdt};
-use semaphore::Patience;
+use semaphore::{Patience, PhyAccess};
 use setup::Settings;
 use std::sync::Arc;
 
@@ -123,8 +123,8 @@ fn open_igb(function: &Arc<dyn PciFunction>, config: &NicConfig<'_>) -> Result<Q
         rx: rx.iter().map(IntelRx::ring).collect(),
         tx: tx.iter().map(IntelTx::ring).collect(),
     };
-    let patience = Patience { wait: semaphore::LIMIT, insist: true };
-    setup::configure(&registers, &settings, patience)?;
+    let phy = PhyAccess::new(&registers);
+    setup::configure(&registers, &settings, &phy, Patience::LONG)?;
     rx.iter().for_each(IntelRx::start);
     let chip = DRIVER.devices.iter().find(|known| known.device == function.id().device);
     let chip = chip.map_or("82576", |known| known.name);
@@ -137,7 +137,7 @@ fn open_igb(function: &Arc<dyn PciFunction>, config: &NicConfig<'_>) -> Result<Q
         tx: tx.iter().map(|queue| Arc::clone(queue.counters())).collect(),
         name: config.name.into(),
         chip_name: chip,
-        chip: Igb { registers, settings },
+        chip: Igb { registers, settings, phy },
         mac,
         checksum: config.checksum,
         halt,

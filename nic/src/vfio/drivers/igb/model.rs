@@ -9,6 +9,7 @@ use crate::vfio::intel::rss::{KEY_BYTES, RETA, RSSRK};
 use crate::vfio::model::{ModelIommu, ModelMsix};
 use crate::vfio::registers::RegisterSpace;
 use std::collections::HashMap;
+use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -37,6 +38,8 @@ struct State {
     resets: u32,
     /// The firmware has the PHY.
     firmware: bool,
+    /// Somebody else takes SMBI with the next write to MDIC, and keeps it.
+    smbi_goes: bool,
     /// What a driver must not do, and did.
     breaches: Vec<&'static str>,
 }
@@ -186,6 +189,11 @@ impl Model {
     /// Somebody else has the semaphore between ports, or no more.
     pub(super) fn keep_smbi(&self, kept: bool) {
         self.state().registers.insert(SWSM, kept.into());
+    }
+
+    /// Somebody else will have it once MDIC is written.
+    pub(super) fn keep_smbi_from_mdic(&self) {
+        self.state().smbi_goes = true;
     }
 
     pub(super) fn keep_phy(&self, kept: bool) {
@@ -360,6 +368,9 @@ impl RegisterSpace for Model {
                 state.registers.insert(SW_FW_SYNC, value & 0xFFFF);
             }
             MDIC => {
+                if mem::take(&mut state.smbi_goes) {
+                    state.registers.insert(SWSM, SWSM_SMBI);
+                }
                 if state.get(SW_FW_SYNC) & 1 << 1 == 0 {
                     state.breaches.push("MDIC without the PHY's semaphore");
                 }

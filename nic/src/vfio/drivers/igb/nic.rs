@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::registers::*;
-use super::semaphore::{self, Patience};
+use super::semaphore::{Patience, PhyAccess};
 use super::setup::{self, Settings};
 use crate::counters::{DropReason, QueueCounters};
 use crate::vfio::intel::gigabit::{GigabitChip, GigabitNic};
@@ -43,6 +43,7 @@ pub(super) type IgbNic = GigabitNic<Igb>;
 pub(super) struct Igb {
     pub(super) registers: Registers,
     pub(super) settings: Settings,
+    pub(super) phy: PhyAccess,
 }
 
 impl GigabitChip for Igb {
@@ -70,6 +71,10 @@ impl GigabitChip for Igb {
         self.registers.read32(ICR);
     }
 
+    fn tidy(&self) {
+        self.phy.give_back(Patience::SHORT);
+    }
+
     fn silence(&mut self) {
         self.settings.interrupt = false;
         setup::mask_interrupts(&self.registers);
@@ -87,11 +92,9 @@ impl GigabitChip for Igb {
         setup::has_come_back(&self.registers, since)
     }
 
-    fn set_up(&self, since: Duration) -> Result<(), NicError> {
+    fn set_up(&self, _since: Duration) -> Result<(), NicError> {
         setup::mask_interrupts(&self.registers);
-        // It is asked for again about a second later.
-        let patience = Patience { wait: Duration::from_millis(1), insist: since >= semaphore::LIMIT };
-        setup::configure(&self.registers, &self.settings, patience)
+        setup::configure(&self.registers, &self.settings, &self.phy, Patience::SHORT)
     }
 
     fn close(&self) {

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::registers::*;
-use super::semaphore::{self, Patience};
+use super::semaphore::{Patience, PhyAccess};
 use crate::port::MacAddress;
 use crate::vfio::intel::poll::{Ended, until, until_bits};
 use crate::vfio::intel::{filters, mdic, rss};
@@ -131,6 +131,7 @@ pub(super) fn own_address(registers: &Registers) -> Result<MacAddress, NicError>
 pub(super) fn configure(
     registers: &Registers,
     settings: &Settings,
+    phy: &PhyAccess,
     patience: Patience,
 ) -> Result<(), NicError> {
     let ctrl = registers.read32(CTRL) & !(CTRL_FRCSPD | CTRL_FRCDPX | CTRL_VME | CTRL_RFCE | CTRL_TFCE);
@@ -140,7 +141,7 @@ pub(super) fn configure(
     if settings.interrupt {
         enable_interrupt(registers);
     }
-    link(registers, extended & CTRL_EXT_LINK_MODE == 0, patience)?;
+    link(registers, (extended & CTRL_EXT_LINK_MODE == 0).then_some(phy), patience)?;
     filter(registers, settings);
     for queue in 0..usize::from(QUEUES) {
         receive_queue(registers, queue, settings)?;
@@ -208,9 +209,9 @@ fn transmit_queue(registers: &Registers, queue: usize, settings: &Settings) -> R
 }
 
 /// Has the link negotiated; it comes up when it does.
-fn link(registers: &Registers, copper: bool, patience: Patience) -> Result<(), NicError> {
-    if copper {
-        let _phy = semaphore::acquire(registers, patience)?;
+fn link(registers: &Registers, phy: Option<&PhyAccess>, patience: Patience) -> Result<(), NicError> {
+    if let Some(phy) = phy {
+        let _phy = phy.acquire(patience)?;
         if let Err(why) = mdic::restart_autonegotiation(&**registers) {
             tracing::warn!("the PHY does not answer ({why:?}): there may be no link");
         }

@@ -4,6 +4,7 @@
 use super::chip::Chip;
 use super::registers::STATUS;
 use crate::vfio::function::PciFunction;
+use crate::vfio::intel::kept::Kept;
 use crate::vfio::nic::NicError;
 use crate::vfio::registers::Registers;
 use std::cell::Cell;
@@ -38,8 +39,11 @@ pub(super) struct Device {
     pub(super) function: Arc<dyn PciFunction>,
     pub(super) clock: Arc<dyn Clock>,
     hurry: Cell<bool>,
-    /// Since when somebody else has been seen to have SWSM.SMBI each time.
-    pub(super) smbi_kept: Cell<Option<Instant>>,
+    /// Somebody else has SWSM.SMBI, or SW_FW_SYNC.REGSMP.
+    pub(super) smbi: Kept,
+    pub(super) regsmp: Kept,
+    /// Resources that are still ours, since SW_FW_SYNC was not to be had when they were to be given back.
+    pub(super) left: Cell<u32>,
 }
 
 /// The longest wait of whoever is in a hurry.
@@ -55,7 +59,16 @@ impl Device {
         let registers =
             function.bar(0).map_err(|source| NicError::System { what: "mapping its registers", source })?;
         let function = Arc::clone(function);
-        Ok(Self { registers, chip, function, clock, hurry: Cell::new(false), smbi_kept: Cell::new(None) })
+        Ok(Self {
+            registers,
+            chip,
+            function,
+            clock,
+            hurry: Cell::new(false),
+            smbi: Kept::default(),
+            regsmp: Kept::default(),
+            left: Cell::new(0),
+        })
     }
 
     /// All registers.
@@ -119,6 +132,33 @@ impl Device {
             }
         }
         false
+    }
+
+    /// The same for so long, by the clock: a sleep may be twice as long as was asked for.
+    pub(super) fn wait_for(
+        &self,
+        register: usize,
+        limit: Duration,
+        apart: Duration,
+        mut done: impl FnMut(u32) -> bool,
+    ) -> bool {
+        let limit = if self.is_in_hurry() { limit.min(SHORTLY) } else { limit };
+        let start = self.clock.now();
+        loop {
+            // Before the look, so that a thread that was away for long looks once more.
+            let late = self.clock.now().saturating_duration_since(start) >= limit;
+            let value = self.read(register);
+            if value == u32::MAX {
+                return false;
+            }
+            if done(value) {
+                return true;
+            }
+            if late {
+                return false;
+            }
+            self.sleep(apart);
+        }
     }
 
     /// True where the device answers no more. STATUS has bits that are always 0.

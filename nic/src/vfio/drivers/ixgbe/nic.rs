@@ -5,7 +5,7 @@ use super::device::Device;
 use super::registers::*;
 use super::setup::Setup;
 use super::statistics::Statistics;
-use super::{link, receive, reset};
+use super::{link, receive, reset, semaphore};
 use crate::counters::{DropReason, QueueCounters};
 use crate::port::{LinkState, MacAddress};
 use crate::vfio::intel::hang::HangDetector;
@@ -267,6 +267,7 @@ impl Nic for IxgbeNic {
             }
             return;
         }
+        semaphore::give_back(&self.device);
         match self.phase {
             Phase::Gone(_) => {}
             Phase::Running => {
@@ -312,5 +313,7 @@ impl Drop for IxgbeNic {
             // The firmware has the link for itself again.
             self.device.update(CTRL_EXT, CTRL_EXT_DRV_LOAD, 0);
         }
+        // The last chance: 20 ms of it.
+        (0..10).for_each(|_| semaphore::give_back(&self.device));
     }
 }

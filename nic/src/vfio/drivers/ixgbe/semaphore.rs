@@ -6,6 +6,7 @@
 
 use super::device::Device;
 use super::registers::*;
+use crate::vfio::intel::kept::Kept;
 use crate::vfio::nic::NicError;
 use std::time::Duration;
 
@@ -14,12 +15,12 @@ const FIRMWARE_SHIFT: u32 = 5;
 /// Between two looks at SW_FW_SYNC, and how many until the holder counts as dead: a second.
 const RESOURCE_APART: Duration = Duration::from_millis(5);
 const RESOURCE_TRIES: u32 = 200;
-/// The same for the semaphores that guard it: 100 ms.
+/// Between two looks at the semaphores that guard it, and how long the firmware is asked for SWESMBI.
 const GUARD_APART: Duration = Duration::from_micros(50);
-const GUARD_TRIES: u32 = 2000;
-/// How long the other port's driver may have SMBI: as long as it may wait for SWESMBI, 3 s, and 10 ms.
+const SWESMBI_LIMIT: Duration = Duration::from_millis(100);
+/// How long REGSMP may be kept, and SMBI by the other port's driver: as long as it may wait for the other of them, and 10 ms.
+const REGSMP_LIMIT: Duration = Duration::from_secs(3);
 const SMBI_LIMIT: Duration = Duration::from_millis(3010);
-const SMBI_TRIES: u32 = 60_200;
 
 /// A resource that is ours until this is dropped.
 pub(super) struct Held<'a> {
@@ -29,17 +30,22 @@ pub(super) struct Held<'a> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        // If the guard is not to be had, the firmware's own time-out ends it.
-        if lock(self.device).is_ok() {
-            self.device.update(SW_FW_SYNC, self.resource, 0);
-            unlock(self.device);
-        }
+        self.device.left.set(self.device.left.get() | self.resource);
+        give_back(self.device);
+    }
+}
+
+/// Gives back what nobody here holds any more. A reset does not, and while the guards are not to be had it stays ours: it is tried again.
+pub(super) fn give_back(device: &Device) {
+    if device.left.get() != 0 && lock(device).is_ok() {
+        device.update(SW_FW_SYNC, device.left.take(), 0);
+        unlock(device);
     }
 }
 
 /// Takes a resource (`SW_FW_SYNC_...`).
 pub(super) fn acquire(device: &Device, resource: u32) -> Result<Held<'_>, NicError> {
-    let others = resource | resource << FIRMWARE_SHIFT;
+    let others = (resource | resource << FIRMWARE_SHIFT) & !device.left.get();
     let tries = if device.is_in_hurry() { 1 } else { RESOURCE_TRIES };
     for left in (0..tries).rev() {
         lock(device)?;
@@ -48,6 +54,7 @@ pub(super) fn acquire(device: &Device, resource: u32) -> Result<Held<'_>, NicErr
         if is_free || left == 0 && !device.is_in_hurry() {
             device.write(SW_FW_SYNC, sync | resource);
             unlock(device);
+            device.left.set(device.left.get() & !resource);
             return Ok(Held { device, resource });
         }
         unlock(device);
@@ -60,43 +67,59 @@ pub(super) fn acquire(device: &Device, resource: u32) -> Result<Held<'_>, NicErr
 
 /// Takes both semaphores that guard SW_FW_SYNC.
 fn lock(device: &Device) -> Result<(), NicError> {
-    let taken = |value: u32| value & SWSM_SMBI == 0;
-    let since = device.clock.now();
-    if device.wait(SWSM, SMBI_TRIES, GUARD_APART, taken) {
-        device.smbi_kept.set(None);
-    } else {
-        if device.is_gone() {
-            return Err(device.failure("gives no semaphore"));
+    take(device, (SWSM, SWSM_SMBI), SMBI_LIMIT, &device.smbi, "by the other port's driver (SWSM.SMBI)")?;
+    if device.chip.regsmp {
+        let regsmp = (SW_FW_SYNC, SW_FW_SYNC_REGSMP);
+        let taken = take(device, regsmp, REGSMP_LIMIT, &device.regsmp, "by its firmware (SW_FW_SYNC.REGSMP)");
+        if taken.is_err() {
+            // And not REGSMP: that is whose it is.
+            device.update(SWSM, SWSM_SMBI, 0);
+            device.flush();
         }
-        // Who does not wait that long comes again until it has been as long.
-        let since = device.smbi_kept.get().unwrap_or(since);
-        device.smbi_kept.set(Some(since));
-        if device.clock.now().saturating_duration_since(since) < SMBI_LIMIT {
-            return Err(device.failure("is being used by the other port's driver (SWSM.SMBI)"));
-        }
-        // Left behind by a driver that was killed.
-        device.smbi_kept.set(None);
-        device.update(SWSM, SWSM_SMBI, 0);
-        if !device.wait(SWSM, 1, GUARD_APART, taken) {
-            return Err(device.failure("gives no semaphore to this driver (SWSM.SMBI)"));
-        }
+        return taken;
     }
-    let granted = if device.chip.regsmp {
-        device.wait(SW_FW_SYNC, GUARD_TRIES, GUARD_APART, |value| value & SW_FW_SYNC_REGSMP == 0)
-    } else {
-        (0..if device.is_in_hurry() { 40 } else { GUARD_TRIES }).any(|_| {
-            device.update(SWSM, 0, SWSM_SWESMBI);
-            device.wait(SWSM, 1, GUARD_APART, |value| value & SWSM_SWESMBI != 0) || {
-                device.sleep(GUARD_APART);
-                false
-            }
-        })
-    };
+    let ask = || device.update(SWSM, 0, SWSM_SWESMBI);
+    ask();
+    let granted = device.wait_for(SWSM, SWESMBI_LIMIT, GUARD_APART, |value| {
+        let granted = value & SWSM_SWESMBI != 0;
+        if !granted {
+            ask();
+        }
+        granted
+    });
     if granted {
         return Ok(());
     }
     unlock(device);
     Err(device.failure("gives no semaphore: its firmware keeps it"))
+}
+
+/// Takes a semaphore by reading it as 0; from whoever has kept it for longer than he may, too.
+fn take(
+    device: &Device,
+    (register, bit): (usize, u32),
+    limit: Duration,
+    kept: &Kept,
+    user: &str,
+) -> Result<(), NicError> {
+    let start = device.clock.now();
+    if !device.wait_for(register, limit, GUARD_APART, |value| value & bit == 0) {
+        if device.is_gone() {
+            return Err(device.failure("gives no semaphore"));
+        }
+        // Who does not wait that long comes again until it has been as long.
+        if kept.seen(start, device.clock.now()) < limit {
+            return Err(device.failure(&format!("is being used {user}")));
+        }
+        // Left behind by a driver that was killed.
+        kept.forget();
+        device.update(register, bit, 0);
+        if !device.wait(register, 1, GUARD_APART, |value| value & bit == 0) {
+            return Err(device.failure(&format!("gives no semaphore to this driver: it is kept {user}")));
+        }
+    }
+    kept.forget();
+    Ok(())
 }
 
 fn unlock(device: &Device) {

@@ -43,6 +43,8 @@ pub(super) struct Control {
     pub(super) firmware: (u32, u32),
     /// Who has the guards of SW_FW_SYNC.
     smbi: bool,
+    /// With the next write to this register under a resource, the other port's driver takes SMBI, and keeps it.
+    pub(super) smbi_goes_with: Option<&'static str>,
     guarded: bool,
     /// Looks at SWSM during which the firmware keeps SWESMBI.
     pub(super) swesmbi_busy: u32,
@@ -245,6 +247,10 @@ impl Inner {
     }
 
     pub(super) fn write_special(&mut self, name: &'static str, index: usize, old: u32, value: u32) {
+        if self.control.smbi_goes_with == Some(name) && self.get("SW_FW_SYNC", 0) & 0x1F != 0 {
+            self.control.smbi_goes_with = None;
+            self.set("SWSM", 0, 1);
+        }
         match name {
             "CTRL" => {
                 self.set(name, 0, value & !(CTRL_RST | CTRL_LRST));

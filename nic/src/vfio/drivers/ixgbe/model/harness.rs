@@ -141,6 +141,7 @@ impl Model {
             Trouble::NoAddress => control.no_address = true,
             Trouble::FirmwareHas(resources, looks) => control.firmware = (resources, looks),
             Trouble::FirmwareGuards(looks) => control.swesmbi_busy = looks,
+            Trouble::SmbiGoesWith(register) => control.smbi_goes_with = Some(register),
         }
     }
 
@@ -188,4 +189,6 @@ pub(in crate::vfio::drivers::ixgbe) enum Trouble {
     FirmwareHas(u32, u32),
     /// The firmware keeps SWESMBI for so many looks.
     FirmwareGuards(u32),
+    /// The other port's driver takes SMBI when this register is next written under a resource, and keeps it.
+    SmbiGoesWith(&'static str),
 }

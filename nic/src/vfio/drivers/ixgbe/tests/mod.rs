@@ -5,6 +5,7 @@ mod hostile;
 mod mistakes;
 mod receive;
 mod recovery;
+mod semaphore;
 mod setup;
 mod transmit;
 

@@ -7,7 +7,7 @@ use super::*;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Sends ten packets by a queue that hangs, and lets the control thread find out.
-fn hang(bed: &mut Bed, queue: usize) {
+pub(super) fn hang(bed: &mut Bed, queue: usize) {
     bed.nic.refresh();
     bed.model.hang(queue);
     let packets: Vec<Vec<u8>> = (0..10).map(|number| frame(OTHER, 100, number)).collect();
