@@ -54,8 +54,8 @@ pub(crate) trait GigabitChip: Send {
     fn start_reset(&self);
     /// Whether the reset that was started so long ago has ended.
     fn has_come_back(&self, since: Duration) -> bool;
-    /// From the end of a reset, which was started so long ago, to a device that runs. Where it fails it is called again.
-    fn set_up(&self, since: Duration) -> Result<(), NicError>;
+    /// From the end of a reset to a device that runs. Where it fails it is called again.
+    fn set_up(&self) -> Result<(), NicError>;
     /// Leaves it to whoever comes next. It is halted.
     fn close(&self);
 }
@@ -205,7 +205,7 @@ impl<C: GigabitChip> GigabitNic<C> {
             // It is being closed.
             return;
         }
-        if let Err(error) = chip.set_up(since.elapsed()) {
+        if let Err(error) = chip.set_up() {
             halt.pause();
             if since.elapsed() <= 2 * RESET_LIMIT {
                 // What somebody else uses may be free at the next step.

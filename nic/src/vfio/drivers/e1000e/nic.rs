@@ -84,7 +84,7 @@ impl GigabitChip for E1000e {
         reset::has_ended(&self.chip)
     }
 
-    fn set_up(&self, _since: Duration) -> Result<(), NicError> {
+    fn set_up(&self) -> Result<(), NicError> {
         reset::mask_interrupts(&self.chip);
         self.setup.apply(&self.chip);
         Ok(())

@@ -92,7 +92,7 @@ impl GigabitChip for Igb {
         setup::has_come_back(&self.registers, since)
     }
 
-    fn set_up(&self, _since: Duration) -> Result<(), NicError> {
+    fn set_up(&self) -> Result<(), NicError> {
         setup::mask_interrupts(&self.registers);
         setup::configure(&self.registers, &self.settings, &self.phy, Patience::SHORT)
     }
