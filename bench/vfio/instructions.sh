@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How many instructions igb and virtio-net (with each ring) take for a packet, received and sent in bursts of 32, on a model of its device: the tests of crate nic
+# How many instructions each VFIO driver takes for a packet, received and sent in bursts of 32, on a model of its device: the tests of crate nic
 # named "instructions_...", in the release build. Exits with 1 where one takes more than 100. No root, no device.
 #
 #   bench/vfio/instructions.sh

@@ -16,7 +16,7 @@ pub(crate) mod rss;
 pub(crate) mod rx;
 pub(crate) mod statistics;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod tx;
 
 /// Bytes of a descriptor, of whatever format.

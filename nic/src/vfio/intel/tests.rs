@@ -1,7 +1,7 @@
 //! The rings against a model of the device: honest, slow, full, hung, hostile.
 #![forbid(unsafe_code)]
 
-use super::format::{Advanced, Advanced82576};
+use super::format::{Advanced, Advanced82576, RxFormat, TxFormat};
 use super::model::{ModelFunction, ModelRing, PlainRegisters, Sent};
 use super::rx::{IntelRx, RxParts};
 use super::tx::{Carrier, IntelTx, MAX_SEGMENTS, TxParts};
@@ -48,6 +48,16 @@ impl Rig {
 
     /// One that sends packets of up to `max_packet_len` bytes.
     fn sending(frames: usize, size: u16, checksum: bool, max_packet_len: usize) -> (Self, Rx, Tx) {
+        Self::of_formats(frames, size, checksum, max_packet_len)
+    }
+
+    /// One of other descriptors.
+    fn of_formats<R: RxFormat, T: TxFormat>(
+        frames: usize,
+        size: u16,
+        checksum: bool,
+        max_packet_len: usize,
+    ) -> (Self, IntelRx<R>, IntelTx<T>) {
         let (iommu, dma) = ModelIommu::new();
         let pool = Pool::new(&PoolConfig { frames, ..PoolConfig::default() }).unwrap();
         let registers = PlainRegisters::new(64);
@@ -56,7 +66,7 @@ impl Rig {
         let carrier = Arc::new(Carrier::default());
         carrier.set(true);
         let frames = dma.map_pool(&pool).unwrap();
-        let rx = Rx::new(RxParts {
+        let rx = IntelRx::<R>::new(RxParts {
             size,
             buffer_bytes: BUFFER,
             max_packet_len: MAX_PACKET,
@@ -68,7 +78,7 @@ impl Rig {
             gate: halt.gates[0].clone(),
         })
         .unwrap();
-        let tx = Tx::new(TxParts {
+        let tx = IntelTx::<T>::new(TxParts {
             size,
             max_packet_len,
             checksum,
@@ -400,12 +410,16 @@ fn without_a_link_packets_are_dropped_and_not_kept() {
     rig.check_closed();
 }
 
-/// With the descriptors of the 82576, and registers that are plain memory.
 #[test]
 #[ignore = "bench/vfio/instructions.sh runs it, in the release build"]
 fn instructions_igb() {
-    instructions::count("vfio::intel::tests::instructions_igb", "igb", |marks| {
-        let (mut rig, rx, tx) = Rig::with(2048, 512, false);
+    count_instructions::<Advanced82576, Advanced>("vfio::intel::tests::instructions_igb", "igb");
+}
+
+/// What a packet takes with these descriptors, and registers that are plain memory. `test` is the full name of the test that asks.
+pub(crate) fn count_instructions<R: RxFormat, T: TxFormat>(test: &str, driver: &str) {
+    instructions::count(test, driver, |marks| {
+        let (mut rig, rx, tx) = Rig::of_formats::<R, T>(2048, 512, false, MAX_PACKET - 8);
         // As the workers have them.
         let mut queues: (Box<dyn RxQueue>, Box<dyn TxQueue>) = (Box::new(rx), Box::new(tx));
         let mut batch = Batch::new();

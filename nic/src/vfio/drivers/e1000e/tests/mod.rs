@@ -350,3 +350,11 @@ fn what_the_device_cannot_do_is_refused_in_words() {
     assert!(refused(Options::default()).contains("the device is gone"));
     assert_eq!(model.iommu().mappings(), 0);
 }
+
+#[test]
+#[ignore = "bench/vfio/instructions.sh runs it, in the release build"]
+fn instructions_e1000e() {
+    use super::descriptor::{ExtendedRx, ExtendedTx};
+    let test = "vfio::drivers::e1000e::tests::instructions_e1000e";
+    crate::vfio::intel::tests::count_instructions::<ExtendedRx, ExtendedTx>(test, "e1000e");
+}

@@ -242,3 +242,11 @@ fn the_table_of_drivers_has_all_chips() {
         assert_eq!((driver.name, known.name), ("ixgbe", name));
     }
 }
+
+#[test]
+#[ignore = "bench/vfio/instructions.sh runs it, in the release build"]
+fn instructions_ixgbe() {
+    use crate::vfio::intel::format::{Advanced, Advanced82599};
+    let test = "vfio::drivers::ixgbe::tests::instructions_ixgbe";
+    crate::vfio::intel::tests::count_instructions::<Advanced82599, Advanced>(test, "ixgbe");
+}
