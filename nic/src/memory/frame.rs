@@ -53,13 +53,7 @@ impl Frame {
     /// Where the frame starts in its pool's region, in bytes.
     #[inline(always)]
     pub fn region_offset(&self) -> u64 {
-        Self::region_offset_of(self.0)
-    }
-
-    /// The same by its handle.
-    #[inline(always)]
-    pub(crate) fn region_offset_of(handle: u32) -> u64 {
-        u64::from(handle & INDEX_MASK) << window::STRIDE_SHIFT
+        u64::from(self.0 & INDEX_MASK) << window::STRIDE_SHIFT
     }
 
     /// Where it starts in the window of all pools, in bytes, by its handle.

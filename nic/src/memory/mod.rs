@@ -22,4 +22,5 @@ pub use packet::{Checksum, Packet, Segments};
 pub use pool::{Audit, MIN_HEADROOM, Pool, PoolConfig, PoolError};
 pub use region::{PageChoice, PageSize, Region, RegionError};
 pub use registry::MAX_POOLS;
+pub(crate) use window::address as window_address;
 pub(crate) use words::{Fresh, bounds, write_starts};

@@ -54,18 +54,10 @@ impl Packet {
 
     #[inline(always)]
     pub(crate) fn new(handle: u32, offset: u16, length: u16, port: u16) -> Self {
-        let packet = Self { handle, offset, length, next: frame::NONE, port, flags: 0 };
         if cfg!(target_endian = "big") {
-            return packet;
+            return Self { handle, offset, length, next: frame::NONE, port, flags: 0 };
         }
-        // The same as two whole words: two stores into a batch instead of six, and later reads of words need not wait
-        // for the pieces to be put together (store forwarding).
-        mem::forget(packet);
-        let low = u64::from(handle) | u64::from(offset) << 32 | u64::from(length) << 48;
-        let high = u64::from(frame::NONE) | u64::from(port) << 32;
-        // SAFETY: Packet is repr(C) without padding, and these words are its fields in little-endian order; every bit
-        // pattern is a valid value of its integers. The packet made above was forgotten, so there is one owner.
-        unsafe { mem::transmute::<[u64; 2], Packet>([low, high]) }
+        Self::from_start(Self::start(handle, offset), length, port)
     }
 
     /// The first word of a packet in memory but for its length, for [`from_start`](Self::from_start).
@@ -86,9 +78,13 @@ impl Packet {
         if cfg!(target_endian = "big") {
             return Self::new(start as u32, (start >> 32) as u16, length, port);
         }
+        // Two whole words: two stores into a batch instead of six, and later reads of words need not wait
+        // for the pieces to be put together (store forwarding).
+        let low = start | u64::from(length) << 48;
         let high = u64::from(frame::NONE) | u64::from(port) << 32;
-        // SAFETY: as in `new`: the same two words.
-        unsafe { mem::transmute::<[u64; 2], Packet>([start | u64::from(length) << 48, high]) }
+        // SAFETY: Packet is repr(C) without padding, and these words are its fields in little-endian order; every bit
+        // pattern is a valid value of its integers.
+        unsafe { mem::transmute::<[u64; 2], Packet>([low, high]) }
     }
 
     #[inline(always)]

@@ -205,9 +205,7 @@ impl Pool {
     pub fn allocate_frames(&self, count: usize, receive: impl FnMut(Frame)) -> usize {
         // Copied first: what `receive` does may use the free list again.
         let mut taken = [0; BATCH_SIZE];
-        let count = self.inner().free_list.take(count.min(BATCH_SIZE), |handles| {
-            taken[..handles.len()].copy_from_slice(handles);
-        });
+        let count = self.allocate_handles(&mut taken[..count.min(BATCH_SIZE)]);
         taken[..count].iter().map(|handle| Frame::from_handle(*handle)).for_each(receive);
         count
     }

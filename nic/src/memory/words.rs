@@ -140,10 +140,6 @@ struct Row {
 }
 
 impl Row {
-    #[cfg_attr(target_arch = "x86_64", allow(dead_code))]
-    const EMPTY: Self =
-        Self { all: [u32::MAX; 4], any: [0; 4], least: i16::MAX, most: i16::MIN, offset: i16::MAX };
-
     #[inline(always)]
     fn add(&mut self, packet: &Packet) {
         // SAFETY: a packet is these words.
@@ -318,7 +314,8 @@ mod plain {
 
     #[inline(always)]
     pub(super) unsafe fn look_at_fours(fours: &[[Packet; 4]]) -> Row {
-        let mut row = Row::EMPTY;
+        let mut row =
+            Row { all: [u32::MAX; 4], any: [0; 4], least: i16::MAX, most: i16::MIN, offset: i16::MAX };
         fours.as_flattened().iter().for_each(|packet| row.add(packet));
         row
     }

@@ -174,12 +174,6 @@ impl PoolMapping {
         &self.pool
     }
 
-    /// The device's address of the pool's first byte, to which a frame's [`region_offset`](Frame::region_offset) is added.
-    #[inline(always)]
-    pub(crate) fn base(&self) -> u64 {
-        self.iova
-    }
-
     /// The device's address of what would be the first byte of the window of all pools, to which a frame's place in the window is added
     /// ([`Frame::window_offset_of`]): the sum, which may wrap, is right for this pool's frames.
     #[inline(always)]

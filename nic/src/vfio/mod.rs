@@ -37,6 +37,7 @@ pub(crate) mod registers;
 mod sys;
 mod table;
 mod taken;
+pub(crate) mod usual;
 mod way;
 
 #[doc(hidden)]

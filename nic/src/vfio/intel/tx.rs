@@ -9,13 +9,14 @@ use super::format::TxFormat;
 use super::ring::{Descriptors, FrameRing};
 use crate::counters::{DropReason, QueueCounters};
 use crate::ethernet::{ETHERNET_HEADER, vlan_bytes};
-use crate::memory::{Batch, POOL_SHIFT, Packet, bounds};
+use crate::memory::{Batch, Packet};
 use crate::port::TxQueue;
 use crate::vfio::checksum::{self, Offload};
 use crate::vfio::dma::{PoolMapping, observe};
 use crate::vfio::gate::{Gate, Turn};
 use crate::vfio::nic::Halt;
 use crate::vfio::registers::TailRegister;
+use crate::vfio::usual::Usual;
 use std::collections::VecDeque;
 use std::io;
 use std::marker::PhantomData;
@@ -98,6 +99,8 @@ pub(crate) struct IntelTx<F: TxFormat> {
     pool_number: u32,
     max_packet_len: usize,
     checksum: bool,
+    /// What goes by `send_plain`.
+    plain: Usual,
     /// The context that the device has.
     context: Option<Offload>,
     /// The second word of the last descriptor.
@@ -122,6 +125,13 @@ impl<F: TxFormat> IntelTx<F> {
             reports: VecDeque::with_capacity(parts.size.into()),
             open: Report::default(),
             mapping: Arc::clone(parts.frames),
+            plain: Usual::new(
+                parts.frames.pool().number(),
+                LEAST_LENGTH,
+                parts.max_packet_len,
+                0,
+                parts.checksum,
+            ),
             pool_number: parts.frames.pool().number(),
             max_packet_len: parts.max_packet_len,
             checksum: parts.checksum,
@@ -173,7 +183,7 @@ impl<F: TxFormat> IntelTx<F> {
             return;
         }
         let before = self.frames.tail();
-        if self.is_plain(batch) {
+        if self.plain.are(batch.as_slice()) {
             self.send_plain(batch);
         } else {
             let count = self.fitting(batch);
@@ -188,18 +198,6 @@ impl<F: TxFormat> IntelTx<F> {
         self.tail.write32(self.frames.tail_index());
         self.busy = true;
         self.counters.held.set(self.frames.len() as u64);
-    }
-
-    /// Whether all packets are whole in one segment of our pool, of a length that can be sent, and want nothing.
-    #[inline(always)]
-    fn is_plain(&self, batch: &Batch) -> bool {
-        let bounds = bounds(batch.as_slice());
-        let (shortest, longest) = bounds.lengths;
-        let of_our_pool =
-            bounds.differs >> POOL_SHIFT == 0 && bounds.common >> POOL_SHIFT == self.pool_number;
-        let asks = self.checksum && bounds.flags & Packet::ASKS != 0;
-        let fits = shortest >= LEAST_LENGTH as i16 && longest as usize <= self.max_packet_len;
-        of_our_pool && fits && !bounds.chained && !asks
     }
 
     /// Sends what there is room for.

@@ -8,13 +8,16 @@
 use super::abi::header;
 use super::ledger::{Ledger, Sent, Starts};
 use super::ring::{FreeRow, Ring, Segment, UsedRow};
-use crate::memory::{BATCH_SIZE, Batch, Frame, POOL_SHIFT, Packet, SEGMENT_HEADER, bounds};
+use crate::memory::{BATCH_SIZE, Batch, Frame, Packet, SEGMENT_HEADER, window_address};
 use crate::vfio::dma::{PoolMapping, observe};
+use crate::vfio::usual::Usual;
 
 const HEADER: u32 = header::BYTES as u32;
 /// Zeros that are written before a packet: its header ends where the packet begins. As many as one vector has.
 const ZEROS: usize = 16;
 const _: () = assert!(ZEROS >= header::BYTES);
+/// Where the data of a packet starts at the least that has room for them, behind what a chain has at the frame's start.
+pub(super) const LEAST_OFFSET: usize = SEGMENT_HEADER + ZEROS;
 
 /// Packets, or whatever a loop has done with, and their bytes.
 #[derive(Clone, Copy, Default)]
@@ -104,35 +107,6 @@ pub(super) fn give<R: Ring>(
     got == wanted
 }
 
-/// What packets must be like to go as they are, behind a header of zeros in their headroom.
-#[derive(Clone, Copy)]
-pub(super) struct Usual {
-    pool: u32,
-    least: i16,
-    most: i16,
-    checksum: bool,
-}
-
-impl Usual {
-    /// Packets of this pool, from `least` to `most` bytes in one segment, that do not ask for a checksum where the device can fill it in.
-    pub(super) fn new(pool: u32, least: usize, most: usize, checksum: bool) -> Self {
-        let bound = |length: usize| length.min(i16::MAX as usize) as i16;
-        Self { pool, least: bound(least), most: bound(most), checksum }
-    }
-
-    /// Whether all packets are, of which there is one at least.
-    #[inline(always)]
-    fn are(&self, packets: &[Packet]) -> bool {
-        let bounds = bounds(packets);
-        let (shortest, longest) = bounds.lengths;
-        let of_our_pool = bounds.differs >> POOL_SHIFT == 0 && bounds.common >> POOL_SHIFT == self.pool;
-        let asks = self.checksum && bounds.flags & Packet::ASKS != 0;
-        let fits = self.least <= shortest && longest <= self.most;
-        let has_room = bounds.offset >= (SEGMENT_HEADER + ZEROS) as i16;
-        of_our_pool && fits && has_room && !bounds.chained && !asks
-    }
-}
-
 /// Sends as many packets from the front of the batch as there is room for; none at all, and says false, where one of them is not as usual.
 #[inline(always)]
 pub(super) fn send<R: Ring>(
@@ -148,7 +122,7 @@ pub(super) fn send<R: Ring>(
         return false;
     }
     // Where the window of all pools begins, to us and to the device.
-    let window = window(frames);
+    let window = window_address(0);
     let origin = frames.origin().wrapping_sub(HEADER.into());
     // Where the packet's header begins, to the device.
     let prepare = |packet: &Packet| {
@@ -182,14 +156,6 @@ pub(super) fn send<R: Ring>(
     // SAFETY: there are as many; their frames are the books' now, and none has another segment.
     unsafe { batch.forget_front(count) };
     true
-}
-
-/// The address to which a frame's place in the window of all pools is added, for frames of this pool.
-#[inline(always)]
-fn window(frames: &PoolMapping) -> *mut u8 {
-    let pool = frames.pool();
-    let before = Frame::window_offset_of(pool.number() << POOL_SHIFT);
-    pool.region().base().as_ptr().wrapping_sub(before as usize)
 }
 
 /// Frees packets of one descriptor that come back in order, up to 64. All are of one pool.

@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use super::abi::header;
-use super::bursts::{self, Usual};
+use super::bursts;
 use super::checksum;
 use super::ledger::{Entry, Ledger, Sent};
 use super::ring::{Ring, RingConfig, Segment};
@@ -21,6 +21,7 @@ use crate::vfio::dma::{DmaBuffer, DmaSpace, PoolMapping};
 use crate::vfio::gate::Turn;
 use crate::vfio::nic::Halt;
 use crate::vfio::registers::TailRegister;
+use crate::vfio::usual::Usual;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -85,7 +86,13 @@ impl<R: Ring> VirtioTx<R> {
             frames: Arc::clone(frames),
             pool: frames.pool().clone(),
             pool_number: frames.pool().number(),
-            usual: Usual::new(frames.pool().number(), ETHERNET_HEADER, parts.max_len, parts.checksum),
+            usual: Usual::new(
+                frames.pool().number(),
+                ETHERNET_HEADER,
+                parts.max_len,
+                bursts::LEAST_OFFSET,
+                parts.checksum,
+            ),
             headers: space.allocate(usize::from(parts.size) * HEADER_STRIDE)?,
             parts,
             failed: false,
